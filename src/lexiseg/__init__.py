@@ -1,0 +1,1 @@
+"""Mask-based open-vocabulary image segmentation: an image and a list of words in, masks out."""
