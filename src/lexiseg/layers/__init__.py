@@ -1,0 +1,1 @@
+"""Leaf blocks in plain PyTorch, shared by the slots."""

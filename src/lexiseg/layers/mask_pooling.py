@@ -1,0 +1,30 @@
+"""Mean of a map inside hard masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lexiseg.geometry import resize
+from lexiseg.types import Size
+
+
+def inside_masks(mask_logits: Tensor, size_hw: Size) -> Tensor:
+    """mask_logits [B, Q, h', w'] -> bool [B, Q, *size_hw]: where the resized logit is above zero."""
+    return resize(mask_logits.detach(), size_hw) > 0
+
+
+def mean_inside(features: Tensor, inside: Tensor) -> Tensor:
+    """features [B, C, h, w], inside bool [B, Q, h, w] -> [B, Q, C], zero where a mask is empty."""
+    weights = inside.flatten(2).to(features.dtype)  # [B, Q, hw]
+    total = torch.bmm(weights, features.flatten(2).transpose(1, 2))  # [B, Q, C]
+    return total / (weights.sum(dim=-1, keepdim=True) + 1e-8)  # the released models were scored with 1e-8
+
+
+def mask_pool(features: Tensor, mask_logits: Tensor) -> Tensor:
+    """features [B, C, h, w], mask_logits [B, Q, h', w'] on the same canvas -> [B, Q, C].
+
+    FC-CLIP, section 3.2. Masks are hard, so gradients reach the features and never the masks. An
+    empty mask gives zeros; `inside_masks` tells which ones are empty.
+    """
+    return mean_inside(features, inside_masks(mask_logits, features.shape[-2:]))

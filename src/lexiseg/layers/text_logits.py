@@ -1,0 +1,29 @@
+"""Cosine similarity of embeddings with the phrases of a vocabulary, the best phrase of a class counting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def text_logits(embeds: Tensor, rows: Tensor, class_of: Tensor, num_classes: int, logit_scale: Tensor) -> Tensor:
+    """embeds [..., D], unit rows [A, D], class_of [A] non-decreasing -> [..., num_classes].
+
+    FC-CLIP, `get_classification_logits`. A class scores as its best phrase does: phrases are never
+    averaged. `logit_scale` is the logarithm of the factor, which is at most 100. Every class has at
+    least one row; a void row is one more class for this function.
+    """
+    scores = logit_scale.exp().clamp(max=100.0) * functional.normalize(embeds, dim=-1) @ rows.T  # [..., A]
+    if len(rows) == num_classes:  # one phrase per class: the columns are the classes
+        return scores
+    index = class_of.expand_as(scores)
+    best = scores.new_full((*scores.shape[:-1], num_classes), -torch.inf)
+    return best.scatter_reduce(-1, index, scores, reduce="amax", include_self=False)
+
+
+def template_mean(rows: Tensor) -> Tensor:
+    """rows [A, T, D], unit length -> [A, D], unit length: the mean over the templates."""
+    if rows.shape[1] == 1:
+        return rows[:, 0]
+    return functional.normalize(rows.mean(dim=1), dim=-1)

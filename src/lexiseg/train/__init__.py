@@ -1,0 +1,1 @@
+"""Losses, matching, the training loop and recipes."""
