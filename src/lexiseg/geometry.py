@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,3 +34,36 @@ def round_up(size_hw: Size, multiple: int) -> Size:
     """The smallest size not below `size_hw` whose sides are multiples of `multiple`."""
     height, width = size_hw
     return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+
+
+class RowResize:
+    """Bilinear resizing of a map to `output_hw`, a few output rows at a time.
+
+    The same numbers as `resize` up to rounding, in memory that does not grow with the height.
+    """
+
+    def __init__(self, input_hw: Size, output_hw: Size) -> None:
+        self.input_hw = input_hw
+        self.output_hw = output_hw
+        position = (torch.arange(output_hw[0], dtype=torch.float64) + 0.5) * (input_hw[0] / output_hw[0]) - 0.5
+        position = position.clamp_(min=0.0)
+        self._upper = position.floor().long().clamp_(max=input_hw[0] - 1)
+        self._lower = (self._upper + 1).clamp_(max=input_hw[0] - 1)
+        self._weight = (position - self._upper).float()
+
+    def needs(self, start: int, stop: int) -> tuple[int, int]:
+        """The input rows [first, last) that output rows [start, stop) are made of."""
+        return int(self._upper[start]), int(self._lower[stop - 1]) + 1
+
+    def __call__(self, rows: Tensor, start: int, stop: int) -> Tensor:
+        """rows [N, n, w]: the input rows that `needs(start, stop)` names -> [N, stop - start, W]."""
+        if self.input_hw == self.output_hw:
+            return rows
+        first, _ = self.needs(start, stop)
+        wide = resize(rows[None], (rows.shape[-2], self.output_hw[1]))[0]
+        if self.input_hw[0] == self.output_hw[0]:
+            return wide
+        upper = (self._upper[start:stop] - first).to(rows.device)
+        lower = (self._lower[start:stop] - first).to(rows.device)
+        weight = self._weight[start:stop].to(rows)[:, None]
+        return torch.lerp(wide[:, upper], wide[:, lower], weight)

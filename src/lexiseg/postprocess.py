@@ -1,0 +1,179 @@
+"""Scores and masks to semantic, panoptic and instance output, one image at a time.
+
+Knows no method. Works through the output a few rows at a time, so that memory grows neither with the
+vocabulary nor with the photo. FC-CLIP's released code, which Mask2Former's post-processing stands behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lexiseg.geometry import RowResize
+from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, Size
+
+# Floats held at once for the masks of a strip, and for the class scores of a block of its pixels.
+STRIP_FLOATS = 16_000_000
+BLOCK_FLOATS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a mask comes from its grid to the photo: grid -> canvas -> crop to the picture -> output."""
+
+    canvas_hw: Size
+    """The padded network input."""
+    picture_hw: Size
+    """The picture's part of the canvas."""
+    output_hw: Size
+    """The size of the output."""
+
+
+def mask_strips(mask_logits: Tensor, frame: Frame, probs_at_canvas: bool) -> Iterator[tuple[int, Tensor]]:
+    """mask_logits [Q, h, w] -> (first row, mask probabilities [Q, n, W]) of successive strips of the output.
+
+    The sigmoid is taken before the second resizing (`probs_at_canvas`) or after it.
+    """
+    to_canvas = RowResize((mask_logits.shape[-2], mask_logits.shape[-1]), frame.canvas_hw)
+    to_output = RowResize(frame.picture_hw, frame.output_hw)
+    height, width = frame.output_hw
+    step = max(1, STRIP_FLOATS // (len(mask_logits) * max(width, frame.canvas_hw[1])))
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        first, last = to_output.needs(start, stop) if frame.picture_hw != frame.output_hw else (start, stop)
+        top, bottom = to_canvas.needs(first, last)
+        rows = to_canvas(mask_logits[:, top:bottom], first, last)[..., : frame.picture_hw[1]]
+        if probs_at_canvas:
+            yield start, to_output(rows.sigmoid(), start, stop)
+        else:
+            yield start, to_output(rows, start, stop).sigmoid()
+
+
+def semantic_scores(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool = True) -> Tensor:
+    """Class scores of every pixel [K, H, W]: what `semantic` takes the arg-max of, for small outputs."""
+    strips = [
+        torch.einsum("qk,qhw->khw", class_probs, probs) for _, probs in mask_strips(mask_logits, frame, probs_at_canvas)
+    ]
+    return torch.cat(strips, dim=1)
+
+
+def semantic(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool = True) -> SemanticMap:
+    """Every pixel gets the class with the largest sum over proposals of class score times mask probability.
+
+    mask_logits [Q, h, w], class_probs [Q, K] in 0..1. Void takes no part. `probs_at_canvas` is the order of
+    the published semantic-only settings (sigmoid on the canvas, then resizing); without it the order of the
+    settings with all three outputs (logits resized first). A segment's scores are its mean class scores,
+    normalised over the classes.
+    """
+    num_classes = class_probs.shape[1]
+    height, width = frame.output_hw
+    labels = torch.empty(height * width, dtype=torch.long, device=mask_logits.device)
+    # Sum of the mask probabilities over the pixels of each class: linear, so the class scores of a whole
+    # segment follow from it without ever holding [K, H, W].
+    mass = mask_logits.new_zeros(len(mask_logits), num_classes)
+    weights = class_probs.t().contiguous()
+    block = max(1, BLOCK_FLOATS // num_classes)
+    for start, strip in mask_strips(mask_logits, frame, probs_at_canvas):
+        pixels = strip.flatten(1)
+        for first in range(0, pixels.shape[1], block):
+            part = pixels[:, first : first + block]
+            best = (weights @ part).argmax(0)
+            labels[start * width + first : start * width + first + part.shape[1]] = best
+            mass.index_add_(1, best, part)
+    areas = torch.bincount(labels, minlength=num_classes)
+    class_scores = mass.t() @ class_probs  # [class of the segment, K]
+    class_scores = class_scores / class_scores.sum(-1, keepdim=True).clamp_min(1e-12)
+    segments = tuple(
+        Segment(k, float(class_scores[k, k]), int(areas[k]), class_scores[k])
+        for k in areas.nonzero().flatten().tolist()
+    )
+    return SemanticMap(labels=labels.view(height, width), segments=segments)
+
+
+def panoptic(
+    mask_logits: Tensor,
+    class_probs: Tensor,
+    void_prob: Tensor,
+    is_thing: Tensor,
+    frame: Frame,
+    object_mask_threshold: float = 0.0,
+    overlap_threshold: float = 0.8,
+) -> PanopticMap:
+    """Non-overlapping segments: each pixel to the proposal with the largest score times mask probability.
+
+    mask_logits [Q, h, w], class_probs [Q, K], void_prob [Q], is_thing [K] bool. A proposal is kept if its best
+    class beats void and `object_mask_threshold`, and if the pixels it wins are at least `overlap_threshold` of
+    the pixels where its mask is on (won pixels are counted before the mask is looked at, so the ratio may exceed
+    one). Stuff of one class is one segment.
+    """
+    score, label = torch.cat([class_probs, void_prob[:, None]], dim=1).max(1)
+    kept = ((label != class_probs.shape[1]) & (score > object_mask_threshold)).nonzero().flatten()
+    height, width = frame.output_hw
+    owner = torch.zeros(height, width, dtype=torch.long, device=mask_logits.device)
+    inside = torch.zeros(height, width, dtype=torch.bool, device=mask_logits.device)
+    own_area = torch.zeros(len(kept), dtype=torch.long, device=mask_logits.device)
+    if len(kept) > 0:
+        for start, probs in mask_strips(mask_logits[kept], frame, probs_at_canvas=False):
+            winner = (score[kept, None, None] * probs).argmax(0)
+            on = probs >= 0.5
+            owner[start : start + len(winner)] = winner
+            inside[start : start + len(winner)] = on.gather(0, winner[None])[0]
+            own_area += on.flatten(1).sum(1)
+    won_area = torch.bincount(owner.flatten(), minlength=len(kept)).tolist()
+    final_area = torch.bincount(owner[inside], minlength=len(kept)).tolist()
+    segment_of = torch.zeros(max(len(kept), 1), dtype=torch.int32)
+    segments: list[Segment] = []
+    stuff: dict[int, int] = {}
+    for row, query in enumerate(kept.tolist()):
+        on_area = int(own_area[row])
+        if not (won_area[row] and on_area and final_area[row]) or won_area[row] / on_area < overlap_threshold:
+            continue
+        class_index = int(label[query])
+        if class_index in stuff:
+            earlier = stuff[class_index]
+            segment_of[row] = earlier + 1
+            merged = segments[earlier]
+            segments[earlier] = Segment(class_index, merged.score, merged.area + final_area[row], merged.class_scores)
+            continue
+        if not is_thing[class_index]:
+            stuff[class_index] = len(segments)
+        segments.append(Segment(class_index, float(score[query]), final_area[row], class_probs[query]))
+        segment_of[row] = len(segments)
+    ids = torch.where(inside, segment_of.to(owner.device)[owner], 0)
+    return PanopticMap(ids=ids.to(torch.int32), segments=tuple(segments))
+
+
+def instances(
+    mask_logits: Tensor, class_probs: Tensor, frame: Frame, is_thing: Tensor | None = None, top: int = 100
+) -> InstanceMasks:
+    """The `top` best (proposal, class) pairs as scored masks, best first; one proposal may serve several classes.
+
+    mask_logits [Q, h, w], class_probs [Q, K]. With `is_thing` [K] bool, stuff is dropped after the selection, so
+    fewer than `top` may remain. Score: class score times the mean mask probability inside the mask.
+    """
+    flat = class_probs.flatten()
+    chosen_score, chosen = flat.topk(min(top, len(flat)), sorted=False)
+    query, class_index = chosen // class_probs.shape[1], chosen % class_probs.shape[1]
+    if is_thing is not None:
+        keep = is_thing[class_index]
+        chosen_score, query, class_index = chosen_score[keep], query[keep], class_index[keep]
+    distinct, row = query.unique(return_inverse=True)
+    height, width = frame.output_hw
+    masks = torch.zeros(len(distinct), height, width, dtype=torch.bool, device=mask_logits.device)
+    inside_sum = mask_logits.new_zeros(len(distinct))
+    if len(distinct) > 0:
+        for start, probs in mask_strips(mask_logits[distinct], frame, probs_at_canvas=False):
+            on = probs > 0.5
+            masks[:, start : start + probs.shape[1]] = on
+            inside_sum += (probs * on).flatten(1).sum(1)
+    areas = masks.flatten(1).sum(1)
+    scores = chosen_score * (inside_sum / (areas + 1e-6))[row]
+    order = scores.argsort(descending=True, stable=True)
+    segments = tuple(
+        Segment(int(class_index[i]), float(scores[i]), int(areas[row[i]]), class_probs[query[i]])
+        for i in order.tolist()
+    )
+    return InstanceMasks(masks=masks[row[order]], segments=segments)

@@ -1,0 +1,1 @@
+"""How regions are scored against words, and how the branches of a model are fused."""

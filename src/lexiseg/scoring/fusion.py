@@ -1,0 +1,58 @@
+"""Fusion of what the generator and CLIP say about each proposal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lexiseg.types import Proposals, Scores, TextBank
+
+# The released models were scored on log(p + 1e-8), softmaxed once more: every class keeps a floor.
+FLOOR = 1e-8
+
+
+def scores_from_probs(class_probs: Tensor, void_prob: Tensor) -> Scores:
+    """class_probs [B, Q, K] and void_prob [B, Q], summing to one, lifted by the floor and normalised again."""
+    total = 1.0 + (class_probs.shape[-1] + 1) * FLOOR
+    return Scores(class_probs=(class_probs + FLOOR) / total, void_prob=(void_prob + FLOOR) / total)
+
+
+class GeometricEnsemble(nn.Module):
+    """Weighted geometric mean of the generator's class scores and CLIP's, then the generator's void.
+
+    FC-CLIP, section 3.2 (its released code takes logs and normalises over the classes again, so these are
+    renormalised geometric means). `alpha` weighs CLIP for classes seen in training, `beta` for the others.
+    With `only_valid`, a proposal that covers no position of CLIP's map is left to the generator alone:
+    needed by towers whose pooling is undefined for an empty mask (the CLIP ResNets).
+    """
+
+    def __init__(self, alpha: float, beta: float, only_valid: bool = False) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+        self.only_valid = only_valid
+
+    def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
+        """region_logits [B, Q, K], valid [B, Q] -> Scores. Proposals must carry class logits [B, Q, K + 1]."""
+        if proposals.class_logits is None:
+            raise ValueError("GeometricEnsemble needs a generator with class scores; use RegionOnly for this one")
+        inner = proposals.class_logits[..., :-1].log_softmax(-1)
+        outer = region_logits.log_softmax(-1)
+        weight = torch.where(text.seen, self.alpha, self.beta).to(inner)  # [K]
+        mixed = (1 - weight) * inner + weight * outer
+        # Selected, not multiplied: what an empty mask leaves in `outer` may be NaN, and 0 * NaN is NaN.
+        if self.only_valid:
+            mixed = torch.where(valid[..., None], mixed, inner)
+        if self.alpha == 0 or self.beta == 0:
+            mixed = torch.where(weight == 0, inner, mixed)
+        void_prob = proposals.class_logits.softmax(-1)[..., -1]
+        return scores_from_probs(mixed.softmax(-1) * (1 - void_prob[..., None]), void_prob)
+
+
+class RegionOnly(nn.Module):
+    """CLIP's verdict alone, for generators without class scores. A proposal CLIP cannot see is void."""
+
+    def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
+        """region_logits [B, Q, K], valid [B, Q] -> Scores."""
+        probs = torch.where(valid[..., None], region_logits.softmax(-1), 0.0)
+        return Scores(class_probs=probs, void_prob=(~valid).to(probs))
