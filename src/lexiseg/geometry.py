@@ -45,11 +45,12 @@ class RowResize:
     def __init__(self, input_hw: Size, output_hw: Size) -> None:
         self.input_hw = input_hw
         self.output_hw = output_hw
-        position = (torch.arange(output_hw[0], dtype=torch.float64) + 0.5) * (input_hw[0] / output_hw[0]) - 0.5
-        position = position.clamp_(min=0.0)
+        # In float32, as the framework's own interpolation computes its positions.
+        scale = torch.tensor(float(input_hw[0])) / output_hw[0]
+        position = (scale * (torch.arange(output_hw[0], dtype=torch.float32) + 0.5) - 0.5).clamp_(min=0.0)
         self._upper = position.floor().long().clamp_(max=input_hw[0] - 1)
         self._lower = (self._upper + 1).clamp_(max=input_hw[0] - 1)
-        self._weight = (position - self._upper).float()
+        self._weight = position - self._upper
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
         """The input rows [first, last) that output rows [start, stop) are made of."""

@@ -1,0 +1,75 @@
+"""Fusion: hand-worked numbers and the edges."""
+
+import math
+
+import pytest
+import torch
+
+from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly
+from lexiseg.types import Proposals, TextBank
+
+
+def bank(seen: list[bool]) -> TextBank:
+    rows = torch.zeros(len(seen), 1, 2)
+    return TextBank(query=rows, region=rows, class_of=torch.arange(len(seen)), seen=torch.tensor(seen))
+
+
+def proposals(probs: list[float]) -> Proposals:
+    return Proposals(torch.zeros(1, 1, 2, 2), torch.tensor(probs).log()[None, None])
+
+
+def test_geometric_mean_of_both_branches_times_not_void() -> None:
+    # In: 0.48 / 0.32 of 0.8 -> 0.6 / 0.4; out 0.1 / 0.9; equal weights: sqrt(0.06) to sqrt(0.36).
+    region_logits = torch.tensor([0.1, 0.9]).log()[None, None]
+    scores = GeometricEnsemble(0.5, 0.5)(
+        proposals([0.48, 0.32, 0.2]), region_logits, torch.ones(1, 1).bool(), bank([True, False])
+    )
+    first = math.sqrt(0.06) / (math.sqrt(0.06) + math.sqrt(0.36))
+    assert scores.void_prob[0, 0].item() == pytest.approx(0.2, abs=1e-6)
+    assert scores.class_probs[0, 0].tolist() == pytest.approx([0.8 * first, 0.8 * (1 - first)], abs=1e-6)
+
+
+def test_seen_classes_weigh_clip_by_alpha_and_unseen_ones_by_beta() -> None:
+    region_logits = torch.tensor([0.1, 0.9]).log()[None, None]
+    scores = GeometricEnsemble(0.0, 1.0)(
+        proposals([0.6, 0.4, 1e-9]), region_logits, torch.ones(1, 1).bool(), bank([True, False])
+    )
+    assert scores.class_probs[0, 0].tolist() == pytest.approx([0.6 / 1.5, 0.9 / 1.5], abs=1e-6)
+
+
+def test_an_empty_mask_is_left_to_the_generator_even_when_clip_gives_nan() -> None:
+    region_logits = torch.full((1, 1, 2), torch.nan)
+    fuse = GeometricEnsemble(0.4, 0.8, only_valid=True)
+    scores = fuse(proposals([0.48, 0.32, 0.2]), region_logits, torch.zeros(1, 1).bool(), bank([True, False]))
+    assert scores.class_probs[0, 0].tolist() == pytest.approx([0.48, 0.32], abs=1e-6)
+
+
+def test_scores_sum_to_one() -> None:
+    torch.manual_seed(0)
+    fuse = GeometricEnsemble(0.4, 0.8)
+    scores = fuse(
+        Proposals(torch.zeros(2, 5, 2, 2), torch.randn(2, 5, 8) * 9),
+        torch.randn(2, 5, 7) * 30,
+        torch.ones(2, 5).bool(),
+        bank([True, False, True, True, False, False, True]),
+    )
+    total = scores.class_probs.sum(-1) + scores.void_prob
+    torch.testing.assert_close(total, torch.ones(2, 5))
+
+
+def test_ensemble_refuses_a_generator_without_classes() -> None:
+    with pytest.raises(ValueError, match="RegionOnly"):
+        GeometricEnsemble(0.4, 0.8)(
+            Proposals(torch.zeros(1, 1, 2, 2)), torch.zeros(1, 1, 2), torch.ones(1, 1).bool(), bank([True, True])
+        )
+
+
+def test_region_only_makes_void_of_what_clip_cannot_see() -> None:
+    scores = RegionOnly()(
+        Proposals(torch.zeros(1, 2, 2, 2)),
+        torch.tensor([[[0.0, 0.0], [torch.nan, torch.nan]]]),
+        torch.tensor([[True, False]]),
+        bank([True, False]),
+    )
+    assert scores.class_probs.tolist() == [[[0.5, 0.5], [0.0, 0.0]]]
+    assert scores.void_prob.tolist() == [[0.0, 1.0]]

@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Run every golden case of a directory and compare each array with the stored one.
+
+    python tools/parity.py DIR [--only NAME]
+
+DIR holds manifests, vocabularies and cases (`case-*.json` with their `.npz`) of one method. A case describes itself:
+its `inputs` are fed, its `checks` name what is compared and how closely (the rule is in parity_compare.py). Which
+computation a case asks for is recognised by what it contains, never by its name. One row is printed per array,
+`N of M arrays within tolerance` at the end; the exit status is 0 when all are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from parity_compare import agreeing, compare
+
+Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, Any] | None"]
+
+# One module per group of computations, each with run(case, arrays, folder) -> new values, or None if the case
+# asks for something else. The values are arrays by name, or json values by their (dotted) path.
+RUNNERS = ("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system")
+
+STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": lambda x: float(x.mean()),
+    "std": lambda x: float(x.std()),
+    "absmax": lambda x: float(np.abs(x).max()),
+}
+
+
+class Missing(Exception):
+    """The code under test gave no value for a check."""
+
+
+def lookup(tree: Any, path: str) -> Any:
+    """The value at a dotted path: list items by number, keys that contain dots by the longest key that matches."""
+    if path == "":
+        return tree
+    if isinstance(tree, (list, tuple)):
+        head, _, rest = path.partition(".")
+        if not head.isdigit() or int(head) >= len(tree):
+            raise Missing(f"no item {head}")
+        return lookup(tree[int(head)], rest)
+    if isinstance(tree, Mapping):
+        for key in sorted(tree, key=len, reverse=True):
+            if path == key or path.startswith(key + "."):
+                return lookup(tree[key], path[len(key) + 1 :])
+    raise Missing(f"no value at {path}")
+
+
+def strided(full: np.ndarray, stored: np.ndarray, described: Mapping[str, Any]) -> np.ndarray:
+    """The entries of `full` that a case stores, by the description of the array."""
+    if described.get("kind") == "sample":
+        return full.reshape(-1)[:: int(described["stride"])][: stored.size].reshape(stored.shape)
+    if full.shape == stored.shape or full.ndim != stored.ndim:
+        return full
+    said = [int(n) for n in re.findall(r"every (\d+)\w* ", described.get("meaning", ""))]
+    said += [int(n) for n in re.findall(r"and (\d+)\w* column", described.get("meaning", ""))]
+    changed = [axis for axis in range(full.ndim) if full.shape[axis] != stored.shape[axis]]
+    cut: list[slice] = [slice(None)] * full.ndim
+    for position, axis in enumerate(changed):
+        steps = said[min(position, len(said) - 1) :][:1] or [-(-full.shape[axis] // stored.shape[axis])]
+        cut[axis] = slice(None, None, steps[0])
+    return full[tuple(cut)]
+
+
+def by_score(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays with instance_* in order of decreasing score: instances come in any order."""
+    out = dict(arrays)
+    if "instance_scores" in out:
+        order = np.argsort(-np.asarray(out["instance_scores"]), kind="stable")
+        for name in out:
+            if name.startswith("instance_") and len(np.asarray(out[name])) == len(order):
+                out[name] = np.asarray(out[name])[order]
+    return out
+
+
+def new_value(name: str, stored: Any, new: Mapping[str, Any], case: Mapping[str, Any]) -> Any:
+    """What the code under test computed for a check, in the form in which the case stores it."""
+    described = case.get("arrays", {})
+    if name in new:
+        value = new[name]
+        return strided(np.asarray(value), stored, described.get(name, {})) if isinstance(stored, np.ndarray) else value
+    if name.startswith("arrays."):
+        array, _, statistic = name[len("arrays.") :].rpartition(".")
+        if array in new and statistic in STATISTICS:
+            return STATISTICS[statistic](np.asarray(new[array], np.float64))
+    parent = name
+    while "." in parent:
+        parent = parent.rpartition(".")[0]
+        if parent in new:
+            if isinstance(new[parent], list) and len(new[parent]) != len(lookup(case, parent)):
+                raise Missing(f"{parent} has {len(new[parent])} items, stored {len(lookup(case, parent))}")
+            return lookup(new[parent], name[len(parent) + 1 :])
+    raise Missing("not computed")
+
+
+def limit_of(check: Mapping[str, Any]) -> str:
+    words = [f"{key} {check[key]:g}" for key in ("atol", "rtol", "absmax", "share") if key in check]
+    return " ".join(words) or "equal"
+
+
+def run_check(
+    name: str, check: dict[str, Any], case: dict[str, Any], stored_arrays: Mapping[str, Any], new: Mapping[str, Any]
+) -> tuple[bool, float, str]:
+    """(passes, largest difference, words) of one check."""
+    stored = stored_arrays[name] if name in stored_arrays else lookup(case, name)
+    try:
+        value = new_value(name, stored, new, case)
+    except Missing as error:
+        return False, float("inf"), str(error)
+    if isinstance(stored, (list, dict)) and not (isinstance(stored, list) and all(np.isscalar(v) for v in stored)):
+        return stored == value, 0.0, "equal" if stored == value else f"{value!r}, stored {stored!r}"[:120]
+    stored_part, new_part = np.asarray(stored), np.asarray(value)
+    if stored is None:
+        stored_part = np.asarray(np.nan)
+    if "first" in check:
+        stored_part, new_part = stored_part[: check["first"]], new_part[: check["first"]]
+    rows = None
+    if "agree" in check:
+        rows = agreeing(stored_arrays, new, check["agree"])[: len(stored_part)]
+    if "agree_all" in check and not agreeing(stored_arrays, new, check["agree_all"]).all():
+        return True, 0.0, f"not compared: {', '.join(check['agree_all'])} differ"
+    return compare(stored_part, new_part, check, stored_arrays, rows)
+
+
+def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, str, str]]:
+    """Rows (array, passes, largest difference, limit, words) of one case."""
+    case = json.loads(path.read_text())
+    arrays_file = path.with_suffix(".npz")
+    arrays = dict(np.load(arrays_file)) if arrays_file.exists() else {}
+    checks = {name: check for name, check in case["checks"].items() if check["role"] == "output"}
+    inputs = {name: arrays[name] for name in case["inputs"] if name in arrays}
+    try:
+        new: dict[str, Any] | None = None
+        for runner in runners:
+            new = runner(case, inputs, path.parent)
+            if new is not None:
+                break
+        if new is None:
+            return [(name, False, float("inf"), limit_of(checks[name]), "no runner for this case") for name in checks]
+    except Exception:
+        words = traceback.format_exc().strip().splitlines()[-1]
+        traceback.print_exc()
+        return [(name, False, float("inf"), limit_of(checks[name]), words) for name in checks]
+    new = by_score({key: value for key, value in new.items()})
+    stored = by_score(arrays)
+    rows = []
+    for name, check in checks.items():
+        for part in [check, *check.get("also", [])]:
+            passes, gap, words = run_check(name, part, case, stored, new)
+            rows.append((name, passes, gap, limit_of(part), words))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", help="only cases whose file name contains this")
+    options = parser.parse_args()
+    paths = sorted(path for path in options.folder.glob("case-*.json") if options.only in path.stem)
+    if not paths:
+        parser.error(f"no case-*.json in {options.folder} matches {options.only!r}")
+    runners = [importlib.import_module(name).run for name in RUNNERS]
+    passed = total = 0
+    for path in paths:
+        began = time.perf_counter()
+        rows = run_case(path, runners)
+        print(f"\n{path.stem}  ({time.perf_counter() - began:.1f} s)")
+        for name, passes, gap, limit, words in rows:
+            print(f"  {'pass' if passes else 'FAIL'}  {name:<60} {gap:<11.3g} {limit:<32} {'' if passes else words}")
+        passed += sum(row[1] for row in rows)
+        total += len(rows)
+    print(f"\n{passed} of {total} arrays within tolerance")
+    return 0 if passed == total else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
