@@ -1,0 +1,117 @@
+"""Semantic metrics from one confusion matrix over a whole data set.
+
+Two rules for the mean IoU are in published tables, so every mean says which one it follows:
+
+- `gt`: the mean over the classes that occur in the ground truth (detectron2 since July 2022).
+- `gt_or_pred`: the same sum, divided by the number of classes that occur in the ground truth or in a
+  prediction (detectron2 0.6 and older): a class that is predicted but never labelled counts as zero.
+
+They differ only where classes are missing from the ground truth; on PC-459 that is up to three points.
+
+K classes. Shares and scores are fractions in 0..1; NaN where there is nothing to divide by.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+MeanRule = Literal["gt", "gt_or_pred"]
+MEAN_RULES: tuple[MeanRule, ...] = get_args(MeanRule)
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = 255) -> Tensor:
+    """Counts [K, K] int64: rows the predicted class, columns the true one.
+
+    `prediction` and `truth` are label maps of one shape and any integer type. Pixels whose truth is
+    `ignore` count nowhere, neither as truth nor as prediction.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in size")
+    counted = truth.long() != ignore
+    predicted, true = prediction.long()[counted], truth.long()[counted]
+    for name, labels in (("prediction", predicted), ("truth", true)):
+        if labels.numel() and not (labels.min() >= 0 and labels.max() < num_classes):
+            outside = labels[(labels < 0) | (labels >= num_classes)][0].item()
+            raise ValueError(f"the {name} holds label {outside}, which is none of the {num_classes} classes")
+    cells = torch.bincount(predicted * num_classes + true, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """[K] float64: intersection over union of every class that occurs in the truth, NaN for the others."""
+    correct, true, predicted = _counts(confusion)
+    return torch.where(true > 0, correct / (true + predicted - correct), math.nan)
+
+
+def class_accuracy(confusion: Tensor) -> Tensor:
+    """[K] float64: the share of a class's true pixels that were found, NaN where there are none."""
+    correct, true, _ = _counts(confusion)
+    return torch.where(true > 0, correct / true, math.nan)
+
+
+def mean_iou(confusion: Tensor, rule: MeanRule, classes: Tensor | None = None) -> float:
+    """The mean IoU by one of the two rules, over all classes or those of the mask `classes` [K] bool."""
+    _, true, predicted = _counts(confusion)
+    averaged = {"gt": true > 0, "gt_or_pred": true + predicted > 0}[rule]
+    if classes is not None:
+        averaged = averaged & classes.to(averaged.device)
+    iou = class_iou(confusion)[averaged].nan_to_num(0.0)  # NaN is left only where the class was merely predicted
+    return _ratio(iou.sum(), averaged.sum())
+
+
+def mean_accuracy(confusion: Tensor) -> float:
+    """mACC: the mean of the class accuracies over the classes that occur in the truth."""
+    return float(class_accuracy(confusion).nanmean())
+
+
+def pixel_accuracy(confusion: Tensor, classes: Tensor | None = None) -> float:
+    """pACC: the share of correct pixels; with `classes` [K] bool, among pixels that truly are one of them."""
+    correct, true, _ = _counts(confusion)
+    if classes is not None:
+        correct, true = correct[classes.to(correct.device)], true[classes.to(true.device)]
+    return _ratio(correct.sum(), true.sum())
+
+
+def frequency_weighted_iou(confusion: Tensor) -> float:
+    """fwIoU: the class IoUs weighted by the classes' share of the true pixels."""
+    _, true, _ = _counts(confusion)
+    return _ratio((class_iou(confusion).nan_to_num(0.0) * true).sum(), true.sum())
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """2ab / (a + b): hIoU, when given the mean IoU of the seen and of the unseen classes."""
+    total = first + second
+    return 2 * first * second / total if total else 0.0
+
+
+class SemanticConfusion:
+    """The confusion matrix of a data set, picture by picture."""
+
+    def __init__(self, num_classes: int, ignore: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore = ignore
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, prediction: Tensor, truth: Tensor) -> None:
+        """Counts one picture, or a batch: label maps of one shape."""
+        self.counts += confusion_matrix(prediction, truth, self.num_classes, self.ignore).to(self.counts.device)
+
+    def merge(self, other: SemanticConfusion) -> None:
+        """Adds what another worker has counted."""
+        if (self.num_classes, self.ignore) != (other.num_classes, other.ignore):
+            raise ValueError("the two matrices were counted with other classes or another ignored label")
+        self.counts += other.counts
+
+
+def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Correct, true and predicted pixels of every class, [K] float64 each."""
+    counts = confusion.double()
+    return counts.diagonal(), counts.sum(0), counts.sum(1)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if whole else math.nan
