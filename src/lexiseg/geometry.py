@@ -54,12 +54,12 @@ class RowResize:
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
         """The input rows [first, last) that output rows [start, stop) are made of."""
+        if self.input_hw[0] == self.output_hw[0]:
+            return start, stop
         return int(self._upper[start]), int(self._lower[stop - 1]) + 1
 
     def __call__(self, rows: Tensor, start: int, stop: int) -> Tensor:
         """rows [N, n, w]: the input rows that `needs(start, stop)` names -> [N, stop - start, W]."""
-        if self.input_hw == self.output_hw:
-            return rows
         first, _ = self.needs(start, stop)
         wide = resize(rows[None], (rows.shape[-2], self.output_hw[1]))[0]
         if self.input_hw[0] == self.output_hw[0]:

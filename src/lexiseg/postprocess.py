@@ -43,7 +43,7 @@ def mask_strips(mask_logits: Tensor, frame: Frame, probs_at_canvas: bool) -> Ite
     step = max(1, STRIP_FLOATS // (len(mask_logits) * max(width, frame.canvas_hw[1])))
     for start in range(0, height, step):
         stop = min(start + step, height)
-        first, last = to_output.needs(start, stop) if frame.picture_hw != frame.output_hw else (start, stop)
+        first, last = to_output.needs(start, stop)
         top, bottom = to_canvas.needs(first, last)
         rows = to_canvas(mask_logits[:, top:bottom], first, last)[..., : frame.picture_hw[1]]
         if probs_at_canvas:
