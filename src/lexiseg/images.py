@@ -34,7 +34,6 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pnm", ".tga", ".heic", ".heif"),
 }
-)
 
 # EPS is a program that Pillow hands to Ghostscript; WMF is drawn by the operating system.
 _REFUSED_FORMATS = {"EPS", "WMF"}
