@@ -1,0 +1,67 @@
+"""Multi-head attention with one packed input projection, computed by the fused kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class MultiheadAttention(nn.Module):
+    """`nn.MultiheadAttention` with the same parameters, batch first, never materialising its weights."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+        """query [B, Q, width], key and value [B, L, width] -> [B, Q, width].
+
+        visible: bool [B, Q, L], where a query may look, the same for all heads. Every row needs one
+        visible place.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        projected = (
+            functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if visible is None else visible[:, None]
+        attended = functional.scaled_dot_product_attention(*projected, attn_mask=mask)  # [B, heads, Q, dim]
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class CrossAttentionBlock(nn.Module):
+    """Queries look at a memory; residual, normalised after the sum."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = MultiheadAttention(width, heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
+        """x [B, Q, width], positions [Q, width], keys and values [B, L, width], visible [B, Q, L]."""
+        return self.norm(x + self.multihead_attn(x + positions, keys, values, visible))
+
+
+class SelfAttentionBlock(nn.Module):
+    """Queries look at each other; residual, normalised after the sum."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(width, heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, Q, width], positions [Q, width]: added to queries and keys, not to values."""
+        placed = x + positions
+        return self.norm(x + self.self_attn(placed, placed, x))
