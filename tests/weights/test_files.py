@@ -51,7 +51,7 @@ def test_safetensors_are_told_by_content(tmp_path: Path) -> None:
 
 
 def test_safetensors_may_begin_like_a_pickle(tmp_path: Path) -> None:
-    for count in range(60):
+    for count in range(0, 300, 8):  # header lengths that end in 0x80 among them
         save_file(STATE, tmp_path / "w", metadata={"note": "x" * count})
         assert same(read_checkpoint(tmp_path / "w"), STATE)
 

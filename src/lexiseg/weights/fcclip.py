@@ -64,7 +64,7 @@ class Layout:
     decoder_layers: int
 
 
-TOWERS = {
+TOWERS: dict[tuple[str, tuple[int, ...], tuple[int, ...], int], str] = {
     ("resnet", (3, 4, 6, 3), (256, 512, 1024, 2048), 1024): "RN50",
     ("resnet", (3, 4, 23, 3), (256, 512, 1024, 2048), 512): "RN101",
     ("resnet", (4, 6, 10, 6), (320, 640, 1280, 2560), 640): "RN50x4",
