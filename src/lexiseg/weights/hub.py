@@ -15,7 +15,6 @@ import urllib.parse
 import urllib.request
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -24,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import WeakFileLock
 from tqdm import tqdm
 
 from lexiseg.weights.files import sha256_of
@@ -131,7 +131,7 @@ def release_file(
         raise DownloadError(f"{name}: not in {folder}, and HF_HUB_OFFLINE forbids to fetch it from {url}")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part"
-    with FileLock(folder / f"{name}.lock"):
+    with WeakFileLock(folder / f"{name}.lock"):
         if path.is_file():  # another process was faster
             return _verified(path, sha256, name)
         for attempt in range(1, ATTEMPTS + 1):
