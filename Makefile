@@ -58,11 +58,11 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 test: check
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(TESTS) -m "not slow and not gpu"
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile -m "not slow and not gpu"
 	$(MAKE) --no-print-directory demo PHOTO= CLASSES=
 
 test-all: check
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(TESTS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile
 	$(MAKE) --no-print-directory demo PHOTO= CLASSES=
 
 format: $(INSTALLED)

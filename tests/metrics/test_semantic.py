@@ -9,12 +9,14 @@ import torch
 from lexiseg.metrics.semantic import (
     SemanticConfusion,
     class_accuracy,
+    class_counts,
     class_iou,
     confusion_matrix,
     frequency_weighted_iou,
     harmonic_mean,
     mean_accuracy,
     mean_iou,
+    mean_iou_interval,
     pixel_accuracy,
 )
 
@@ -74,6 +76,20 @@ def test_sixteen_bit_labels() -> None:
     counts = confusion_matrix(torch.tensor([0, 846, 3]), truth, 847, ignore=65535)
     assert counts.sum() == 2
     assert counts[846, 846] == 1
+
+
+def test_interval() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 5, (40, 200), generator=generator)
+    wrong = torch.rand(40, 1, generator=generator) > torch.rand(40, 200, generator=generator)
+    prediction = torch.where(wrong, torch.randint(0, 6, (40, 200), generator=generator), truth)
+    counts = [confusion_matrix(*pair, 6) for pair in zip(prediction, truth, strict=True)]
+    pictures = torch.stack([class_counts(matrix) for matrix in counts])
+    for rule in ("gt", "gt_or_pred"):
+        low, high = mean_iou_interval(pictures, rule)
+        mean = mean_iou(torch.stack(counts).sum(0), rule)
+        assert low < mean < high < low + 0.25
+        assert mean_iou_interval(pictures[:1], rule) == pytest.approx((mean_iou(counts[0], rule),) * 2)
 
 
 @pytest.mark.parametrize(

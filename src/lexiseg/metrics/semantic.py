@@ -41,6 +41,11 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
     return cells.reshape(num_classes, num_classes)
 
 
+def class_counts(confusion: Tensor) -> Tensor:
+    """[3, K] int64: correct, true and predicted pixels of every class."""
+    return torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+
+
 def class_iou(confusion: Tensor) -> Tensor:
     """[K] float64: intersection over union of every class that occurs in the truth, NaN for the others."""
     correct, true, predicted = _counts(confusion)
@@ -82,6 +87,29 @@ def frequency_weighted_iou(confusion: Tensor) -> float:
     return _ratio((class_iou(confusion).nan_to_num(0.0) * true).sum(), true.sum())
 
 
+def mean_iou_interval(
+    pictures: Tensor, rule: MeanRule, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """How far the mean IoU of a test set of this size may be from chance alone: a bootstrap over its pictures.
+
+    `pictures` [N, 3, K] holds `class_counts` of each one. The data set is drawn anew `resamples` times, with
+    repeats; the interval holds the middle `level` of the means.
+    """
+    number = len(pictures)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(number, (resamples, number), generator=generator)
+    times = torch.zeros(resamples, number, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(resamples, number, dtype=torch.float64)
+    )
+    correct, true, predicted = (times @ pictures.double().flatten(1)).unflatten(1, (3, -1)).unbind(1)  # [R, K] each
+    iou = torch.where(true > 0, correct / (true + predicted - correct), 0.0)
+    averaged = {"gt": true > 0, "gt_or_pred": true + predicted > 0}[rule]
+    means = iou.sum(1) / averaged.sum(1)
+    edge = (1 - level) / 2
+    low, high = means.nanquantile(torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def harmonic_mean(first: float, second: float) -> float:
     """2ab / (a + b): hIoU, when given the mean IoU of the seen and of the unseen classes."""
     total = first + second
@@ -108,9 +136,8 @@ class SemanticConfusion:
 
 
 def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Correct, true and predicted pixels of every class, [K] float64 each."""
-    counts = confusion.double()
-    return counts.diagonal(), counts.sum(0), counts.sum(1)
+    correct, true, predicted = class_counts(confusion).double()
+    return correct, true, predicted
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
