@@ -115,13 +115,17 @@ class Canvas:
         """The photos in one batch, padded with zeros to the right and below up to the largest of them."""
         if not photos:
             raise ValueError("a canvas needs at least one photo")
-        resized = [self.resize(photo) for photo in photos]
-        sizes = tuple((picture.shape[0], picture.shape[1]) for picture in resized)
-        height, width = round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), self.multiple)
-        pixels = torch.zeros(len(photos), 3, height, width)
-        for row, picture, (h, w) in zip(pixels, resized, sizes, strict=True):
-            row[:, :h, :w] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        return Images(pixels=pixels, sizes_hw=sizes, original_hw=tuple(photo.size_hw for photo in photos))
+        return place([self.resize(photo) for photo in photos], [photo.size_hw for photo in photos], self.multiple)
+
+
+def place(pictures: Sequence[np.ndarray], original_hw: Sequence[Size], multiple: int = 32) -> Images:
+    """uint8 pictures [h, w, 3] at their own sizes on one canvas, its sides rounded up to `multiple`."""
+    sizes = tuple((picture.shape[0], picture.shape[1]) for picture in pictures)
+    height, width = round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), multiple)
+    pixels = torch.zeros(len(pictures), 3, height, width)
+    for row, picture, (h, w) in zip(pixels, pictures, sizes, strict=True):
+        row[:, :h, :w] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return Images(pixels=pixels, sizes_hw=sizes, original_hw=tuple(original_hw))
 
 
 def read_image(image: ImageInput | Photo, limits: ImageLimits | None = None, name: str | None = None) -> Photo:
