@@ -1,0 +1,1 @@
+"""Embedders: each proposal as CLIP sees it."""
