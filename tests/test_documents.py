@@ -1,6 +1,7 @@
 """What the documents say about the code is true."""
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -31,3 +32,15 @@ def test_every_dependency_is_explained() -> None:
     lines = project["dependencies"] + [line for lines in project["optional-dependencies"].values() for line in lines]
     names = {re.split(r"[<>=!~\[; ]", line)[0] for line in lines}
     assert not [name for name in sorted(names) if name.lower() not in explained.lower()]
+
+
+def test_the_readme_program_runs(china_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the README, as it stands there, in a folder with a photo of that name."""
+    if not (REPOSITORY / "src/lexiseg/zoo/embedded/street-tiny/model.safetensors").is_file():
+        pytest.skip("this checkout carries no embedded model")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    shutil.copy(china_photo, tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "README.md", "exec"), {})
+    assert (tmp_path / "out" / "street.overlay.png").is_file()
