@@ -118,11 +118,8 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """N prompts -> int64 [N, context_length]: start, text in lower case, end, zeros.
-
-        A prompt that is too long is cut and keeps its end token.
-        """
-        return byte_pair_tokenizer()(list(prompts), context_length=self.context_length)
+        """N prompts -> int64 [N, context_length]."""
+        return tokenize(prompts, self.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [N, L], L up to the context length -> [N, D] at the end tokens, not normalised."""
@@ -143,6 +140,14 @@ class TextEncoder(nn.Module):
             if len(chosen):
                 rows[chosen] = self(tokens[chosen, : int(lengths[chosen].max())]).float()
         return rows[[number[prompt] for prompt in prompts]]
+
+
+def tokenize(prompts: Sequence[str], context_length: int = 77) -> Tensor:
+    """N prompts -> int64 [N, context_length]: start, text in lower case, end, zeros.
+
+    A prompt that is too long is cut and keeps its end token.
+    """
+    return byte_pair_tokenizer()(list(prompts), context_length=context_length)
 
 
 @cache
