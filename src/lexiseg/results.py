@@ -1,0 +1,390 @@
+"""What a photo was found to show: the map, the segments with their words, and the files other programs read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle_tools
+from scipy import ndimage
+
+from lexiseg.drawing import OPACITY, Patch, class_colors, overlay, shade
+from lexiseg.types import InstanceMasks, PanopticMap, Prediction, Segment, SemanticMap, Size
+from lexiseg.vocabulary import Vocabulary
+
+Task = Literal["semantic", "panoptic", "instance"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+TOP_WORDS = 5
+"""How many words are kept for each segment."""
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask kept as the positions where it changes: a hundred of them on a large photo take megabytes."""
+
+    size_hw: Size
+    changes: np.ndarray
+    """int64, increasing: positions in reading order at which the value flips, beginning with false."""
+
+    @classmethod
+    def pack(cls, mask: np.ndarray) -> PackedMask:
+        """mask bool [H, W]."""
+        flat = np.concatenate([[False], mask.ravel()])
+        return cls((mask.shape[0], mask.shape[1]), np.flatnonzero(flat[1:] != flat[:-1]))
+
+    def unpack(self) -> np.ndarray:
+        """bool [H, W]."""
+        flips = np.zeros(self.size_hw[0] * self.size_hw[1], bool)
+        flips[self.changes] = True
+        return np.logical_xor.accumulate(flips).reshape(self.size_hw)
+
+
+@dataclass(frozen=True)
+class NamedSegment:
+    """One region of a photo and the word for it."""
+
+    id: int
+    """Its value in `label_map`: the class index in a semantic result, else 1, 2, ... in the order of `segments`."""
+    label: str
+    label_index: int
+    """Index into the vocabulary."""
+    score: float
+    """0..1."""
+    area: int
+    """Pixels."""
+    share: float
+    """Of the photo's pixels, 0..1."""
+    box_xyxy: tuple[int, int, int, int]
+    """Left, top, right, bottom in pixels; right and bottom are just outside."""
+    is_thing: bool
+    top: tuple[tuple[str, float], ...]
+    """The best words for this region with their scores, best first."""
+    _source: np.ndarray | PackedMask = field(repr=False, compare=False)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [H, W], made anew at every call: keep it if you need it twice."""
+        if isinstance(self._source, np.ndarray):
+            return self._source == self.id
+        return self._source.unpack()
+
+    @property
+    def rle(self) -> dict[str, Any]:
+        """COCO's compressed run-length encoding, ready for JSON: {"size": [H, W], "counts": text}."""
+        encoded = rle_tools.encode(np.asfortranarray(self.mask.astype(np.uint8)))
+        return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The answer for one photo."""
+
+    photo: str
+    """The name of the photo."""
+    task: Task
+    vocabulary: Vocabulary
+    label_map: np.ndarray
+    """int32 [H, W]. semantic: the class index of every pixel. panoptic: the id of its segment, 0 for none. instance:
+    the id of the best segment that covers it, 0 for none; the full masks, which may overlap, are in the segments."""
+    segments: tuple[NamedSegment, ...]
+    rgb: np.ndarray = field(repr=False)
+    """uint8 [H, W, 3]: the photo, to draw on."""
+    model: str = ""
+    """The name of the model that answered."""
+    source: Path | None = None
+    """The file the photo came from."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names of the classes, by index."""
+        return self.vocabulary.names
+
+    @property
+    def size_hw(self) -> Size:
+        return (self.label_map.shape[0], self.label_map.shape[1])
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the photo's pixels per word that occurs, largest first. Overlapping instances count once."""
+        values = np.bincount(self.label_map.ravel())
+        class_of = {segment.id: segment.label for segment in self.segments}
+        total: Counter[str] = Counter()
+        for value, count in enumerate(values.tolist()):
+            if count and value in class_of:
+                total[class_of[value]] += count
+        return {word: count / self.label_map.size for word, count in total.most_common()}
+
+    # ------------------------------------------------------------------------------------------------------ pictures
+
+    def overlay(self, opacity: float = OPACITY) -> Image.Image:
+        """The photo with the segments over it and their words inside; small photos come back enlarged."""
+        colors = class_colors(self.vocabulary)
+        seen: Counter[int] = Counter()
+        patches = []
+        for segment in self.segments:
+            color = colors[segment.label_index]
+            text = segment.label
+            if self.task != "semantic" and segment.is_thing:
+                # Instances of one class stand side by side: shades of its colour keep them apart.
+                color = shade(color, seen[segment.label_index])
+                seen[segment.label_index] += 1
+            if self.task == "instance":
+                text = f"{segment.label} {segment.score:.0%}"
+            patches.append(Patch(segment.id, color, text))
+        return overlay(self.rgb, self.label_map, patches, opacity)
+
+    def labels_png(self) -> Image.Image:
+        """`label_map` as a grey picture: 8 bits, 16 bits where there are more than 255 classes or segments."""
+        highest = max(len(self.vocabulary) if self.task == "semantic" else 0, int(self.label_map.max(initial=0)))
+        if highest > 65535:
+            raise ValueError(f"{self.photo}: {highest} labels do not fit into a 16-bit picture; use label_map itself")
+        return Image.fromarray(self.label_map.astype(np.uint8 if highest <= 255 else np.uint16))
+
+    # ------------------------------------------------------------------------------------------- forms of other tools
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save` writes as JSON."""
+        height, width = self.size_hw
+        return {
+            "photo": self.photo,
+            "height": height,
+            "width": width,
+            "task": self.task,
+            "model": self.model,
+            "words": [
+                {"index": index, "label": entry.name, "synonyms": list(entry.phrases[1:]), "is_thing": entry.is_thing}
+                for index, entry in enumerate(self.vocabulary.classes)
+            ],
+            "segments": [
+                {
+                    "id": segment.id,
+                    "label": segment.label,
+                    "label_index": segment.label_index,
+                    "score": round(segment.score, 6),
+                    "area": segment.area,
+                    "share": round(segment.share, 6),
+                    "box_xyxy": list(segment.box_xyxy),
+                    "is_thing": segment.is_thing,
+                    "top": [{"label": word, "score": round(score, 6)} for word, score in segment.top],
+                }
+                for segment in self.segments
+            ],
+        }
+
+    def to_coco(self, image_id: int = 1, first_annotation_id: int = 1) -> dict[str, Any]:
+        """A COCO data set of this photo: images, categories, annotations with compressed RLE and scores.
+
+        Category ids are class index + 1: COCO's tools take 0 for "none". Ready for JSON and for pycocotools.
+        """
+        height, width = self.size_hw
+        annotations = []
+        for number, segment in enumerate(self.segments):
+            left, top, right, bottom = segment.box_xyxy
+            annotations.append(
+                {
+                    "id": first_annotation_id + number,
+                    "image_id": image_id,
+                    "category_id": segment.label_index + 1,
+                    "segmentation": segment.rle,
+                    "area": segment.area,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "iscrowd": 0,
+                    "score": segment.score,
+                }
+            )
+        return {
+            "images": [{"id": image_id, "file_name": Path(self.photo).name, "height": height, "width": width}],
+            "categories": self._categories(),
+            "annotations": annotations,
+        }
+
+    def to_panoptic_png(self) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """COCO's panoptic form: an RGB picture with id = R + 256 G + 65536 B (0 for none), and its segments_info.
+
+        Ids are `label_map`'s, in semantic results class index + 1; categories are class index + 1, as in `to_coco`.
+        Of overlapping instances only what lies on top is in the picture, and its areas are counted there.
+        """
+        shift = 1 if self.task == "semantic" else 0
+        ids = self.label_map + shift
+        picture = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+        boxes = ndimage.find_objects(ids)
+        areas = np.bincount(ids.ravel())
+        info = []
+        for segment in self.segments:
+            value = segment.id + shift
+            box = boxes[value - 1] if value <= len(boxes) else None
+            if box is None:  # hidden under better instances
+                continue
+            left, top, right, bottom = _xyxy(box)
+            info.append(
+                {
+                    "id": value,
+                    "category_id": segment.label_index + 1,
+                    "isthing": int(segment.is_thing),
+                    "iscrowd": 0,
+                    "area": int(areas[value]),
+                    "bbox": [left, top, right - left, bottom - top],
+                    "score": segment.score,
+                }
+            )
+        return Image.fromarray(picture), info
+
+    def to_transformers(self) -> dict[str, Any]:
+        """The form of transformers' `post_process_*_segmentation`: `segmentation` [H, W] int32 and `segments_info`."""
+        return {
+            "segmentation": torch.from_numpy(self.label_map.copy()),
+            "segments_info": [
+                {
+                    "id": segment.id,
+                    "label_id": segment.label_index,
+                    "label": segment.label,
+                    "was_fused": self.task != "instance" and not segment.is_thing,
+                    "score": segment.score,
+                }
+                for segment in self.segments
+            ],
+        }
+
+    def save(self, folder: str | os.PathLike[str], stem: str | None = None) -> dict[str, Path]:
+        """Writes <stem>.overlay.png, <stem>.labels.png and <stem>.json; the stem is the photo's unless given.
+
+        Returns the paths as "overlay", "labels", "json". Files of the same names are replaced.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        stem = stem or file_stem(self.photo)
+        paths = {
+            "overlay": target / f"{stem}.overlay.png",
+            "labels": target / f"{stem}.labels.png",
+            "json": target / f"{stem}.json",
+        }
+        # Little compression: an overlay of a large photo is written in one second instead of five.
+        self.overlay().save(paths["overlay"], compress_level=3)
+        self.labels_png().save(paths["labels"])
+        paths["json"].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return paths
+
+    def _categories(self) -> list[dict[str, Any]]:
+        colors = class_colors(self.vocabulary)
+        return [
+            {"id": index + 1, "name": entry.name, "isthing": int(entry.is_thing), "color": list(colors[index])}
+            for index, entry in enumerate(self.vocabulary.classes)
+        ]
+
+
+def make_result(
+    prediction: Prediction,
+    vocabulary: Vocabulary,
+    rgb: np.ndarray,
+    photo: str,
+    *,
+    model: str = "",
+    source: Path | None = None,
+    min_score: float = 0.0,
+) -> Result:
+    """A prediction on the photo's own grid, with its words. Segments below `min_score` and empty ones are left out.
+
+    In a semantic result every pixel keeps its class; `min_score` only shortens the list of segments.
+    """
+    if isinstance(prediction, InstanceMasks):
+        task, label_map, segments = _named_instances(prediction, vocabulary, min_score)
+    else:
+        task, label_map, segments = _named_regions(prediction, vocabulary, min_score)
+    return Result(photo, task, vocabulary, label_map, segments, rgb, model, source)
+
+
+def file_stem(name: str) -> str:
+    """The name of a photo as the beginning of file names: "photos/a b.jpg" -> "a b"."""
+    stem = Path(name).stem if Path(name).suffix else Path(name).name
+    safe = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in stem).strip(" .")
+    return safe or "photo"
+
+
+def _named_regions(
+    prediction: SemanticMap | PanopticMap, vocabulary: Vocabulary, min_score: float
+) -> tuple[Task, np.ndarray, tuple[NamedSegment, ...]]:
+    semantic = isinstance(prediction, SemanticMap)
+    source = prediction.labels if isinstance(prediction, SemanticMap) else prediction.ids
+    values = source.cpu().numpy().astype(np.int32)
+    dropped = [
+        number
+        for number, segment in enumerate(prediction.segments)
+        if not semantic and (segment.score < min_score or segment.area == 0)
+    ]
+    if dropped:
+        renumbered = np.zeros(len(prediction.segments) + 1, np.int32)
+        kept = [number for number in range(len(prediction.segments)) if number not in dropped]
+        renumbered[[number + 1 for number in kept]] = np.arange(1, len(kept) + 1)
+        values = renumbered[values]
+        entries = [prediction.segments[number] for number in kept]
+    else:
+        entries = list(prediction.segments)
+    boxes = ndimage.find_objects(values + 1)  # value 0 would be left out
+    named: list[NamedSegment] = []
+    for number, entry in enumerate(entries):
+        value = entry.class_index if semantic else number + 1
+        box = boxes[value] if value < len(boxes) else None
+        if box is None or (semantic and entry.score < min_score):
+            continue
+        named.append(_named(entry, value, _xyxy(box), vocabulary, values.size, values))
+    if semantic:
+        named.sort(key=lambda segment: -segment.area)
+    return ("semantic" if semantic else "panoptic"), values, tuple(named)
+
+
+def _named_instances(
+    prediction: InstanceMasks, vocabulary: Vocabulary, min_score: float
+) -> tuple[Task, np.ndarray, tuple[NamedSegment, ...]]:
+    height, width = prediction.masks.shape[-2:]
+    label_map = np.zeros((height, width), np.int32)
+    named: list[NamedSegment] = []
+    for mask, entry in zip(prediction.masks, prediction.segments, strict=True):
+        if entry.area == 0 or entry.score < min_score:
+            continue
+        inside = mask.cpu().numpy()
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        value = len(named) + 1
+        named.append(_named(entry, value, box, vocabulary, label_map.size, PackedMask.pack(inside)))
+        label_map[inside & (label_map == 0)] = value  # best first: the better one stays on top
+    return "instance", label_map, tuple(named)
+
+
+def _named(
+    entry: Segment,
+    value: int,
+    box_xyxy: tuple[int, int, int, int],
+    vocabulary: Vocabulary,
+    pixels: int,
+    source: np.ndarray | PackedMask,
+) -> NamedSegment:
+    best = entry.class_scores.topk(min(TOP_WORDS, len(entry.class_scores)))
+    return NamedSegment(
+        id=value,
+        label=vocabulary.classes[entry.class_index].name,
+        label_index=entry.class_index,
+        score=entry.score,
+        area=entry.area,
+        share=entry.area / pixels,
+        box_xyxy=box_xyxy,
+        is_thing=vocabulary.classes[entry.class_index].is_thing,
+        top=tuple(
+            (vocabulary.classes[index].name, score)
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ),
+        _source=source,
+    )
+
+
+def _xyxy(box: tuple[slice, slice]) -> tuple[int, int, int, int]:
+    rows, columns = box
+    return (int(columns.start), int(rows.start), int(columns.stop), int(rows.stop))
