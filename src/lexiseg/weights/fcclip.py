@@ -16,6 +16,8 @@ from torch import Tensor
 from lexiseg.weights.rules import Conversion, ConversionError, Fresh, Ignored, Rule, convert
 
 CLIP = "backbone.clip_model."
+PIXEL_DECODER = "sem_seg_head.pixel_decoder."
+DECODER = "sem_seg_head.predictor."
 
 SYSTEM_RULES = (
     # The head's norm sits in the trunk's name space, but it is applied after pooling: it belongs to the projection.
@@ -25,8 +27,9 @@ SYSTEM_RULES = (
     Rule(CLIP + "visual.attnpool.{*}", "embedder.pool.{*}"),
     Rule(CLIP + "visual.{*}", "encoder.trunk.{*}"),
     Rule(CLIP + "logit_scale", "scorer.logit_scale"),
-    Rule("sem_seg_head.pixel_decoder.{*}", "generator.pixel_decoder.{*}"),
-    Rule("sem_seg_head.predictor.{*}", "generator.decoder.{*}"),
+    Rule(PIXEL_DECODER + "{*}", "generator.pixel_decoder.{*}"),
+    Rule(DECODER + "_mask_pooling_proj.{}.{*}", "generator.decoder.mask_pooling_proj.{}.{*}"),
+    Rule(DECODER + "{*}", "generator.decoder.{*}"),
     Rule("void_embedding.weight", "generator.void_embedding.weight"),
 )
 
@@ -59,9 +62,16 @@ class Layout:
     widths: tuple[int, ...]
     """Channels of the four maps."""
     embed_dim: int
-    queries: int
+    num_queries: int
+    width: int
+    """Of queries and tokens."""
+    mask_width: int
     encoder_layers: int
+    encoder_ffn_width: int
     decoder_layers: int
+    decoder_ffn_width: int
+    heads_times_points: int
+    """Of the deformable attention. No shape tells the number of heads; all released models have 8."""
 
 
 TOWERS: dict[tuple[str, tuple[int, ...], tuple[int, ...], int], str] = {
@@ -78,8 +88,7 @@ TOWERS: dict[tuple[str, tuple[int, ...], tuple[int, ...], int], str] = {
 
 def is_official(source: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of an official FC-CLIP checkpoint, judged by the parts only it has."""
-    heads = ("sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.", CLIP)
-    return all(any(name.startswith(head) for name in source) for head in heads)
+    return all(any(name.startswith(part) for name in source) for part in (CLIP, PIXEL_DECODER, DECODER))
 
 
 def describe(source: Mapping[str, Tensor]) -> Layout:
@@ -95,16 +104,24 @@ def describe(source: Mapping[str, Tensor]) -> Layout:
         stage_names = range(1, 5)
     depths = tuple(_count(source, stage_pattern.replace("{}", str(stage), 1)) for stage in stage_names)
     widths = tuple(_shape(source, width_name.replace("{}", str(stage)))[0] for stage in stage_names)
-    embed_dim = _shape(source, CLIP + "text_projection")[1]
+    embed_dim = _shape(source, CLIP + "text_projection", 2)[1]
+    num_queries, width = _shape(source, DECODER + "query_feat.weight", 2)
+    levels = _shape(source, DECODER + "level_embed.weight")[0]
+    weights_rows = _shape(source, PIXEL_DECODER + "transformer.encoder.layers.0.self_attn.attention_weights.weight")[0]
     return Layout(
         family=family,
         tower=TOWERS.get((family, depths, widths, embed_dim)),
         depths=depths,
         widths=widths,
         embed_dim=embed_dim,
-        queries=_shape(source, "sem_seg_head.predictor.query_feat.weight")[0],
-        encoder_layers=_count(source, "sem_seg_head.pixel_decoder.transformer.encoder.layers.{}.norm1.weight"),
-        decoder_layers=_count(source, "sem_seg_head.predictor.transformer_ffn_layers.{}.norm.weight"),
+        num_queries=num_queries,
+        width=width,
+        mask_width=_shape(source, PIXEL_DECODER + "mask_features.weight")[0],
+        encoder_layers=_count(source, PIXEL_DECODER + "transformer.encoder.layers.{}.norm1.weight"),
+        encoder_ffn_width=_shape(source, PIXEL_DECODER + "transformer.encoder.layers.0.linear1.weight")[0],
+        decoder_layers=_count(source, DECODER + "transformer_ffn_layers.{}.norm.weight"),
+        decoder_ffn_width=_shape(source, DECODER + "transformer_ffn_layers.0.linear1.weight")[0],
+        heads_times_points=weights_rows // levels,
     )
 
 
@@ -132,7 +149,10 @@ def _count(source: Mapping[str, Tensor], pattern: str) -> int:
     return sum(1 for name in source if numbered.fullmatch(name))
 
 
-def _shape(source: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def _shape(source: Mapping[str, Tensor], name: str, dimensions: int | None = None) -> tuple[int, ...]:
     if name not in source:
         raise ConversionError(f"{name} is missing, so the size of the model cannot be told")
-    return tuple(source[name].shape)
+    shape = tuple(source[name].shape)
+    if len(shape) != (dimensions or max(len(shape), 1)):
+        raise ConversionError(f"{name}: {list(shape)} has the wrong number of dimensions")
+    return shape

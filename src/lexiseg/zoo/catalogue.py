@@ -1,0 +1,204 @@
+"""ZOO: every model by name, written out. Numbers are as published; measured ones are in the cards of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+BENCHMARKS = {
+    "ade20k-150": "ADE20K-150",
+    "cityscapes": "Cityscapes",
+    "mapillary": "Mapillary Vistas",
+    "ade20k-847": "ADE20K-847",
+    "context-59": "PASCAL Context-59",
+    "context-459": "PASCAL Context-459",
+    "voc-21": "PASCAL VOC-21",
+    "voc-20": "PASCAL VOC-20",
+    "coco": "COCO panoptic",
+}
+"""Benchmark -> its written name."""
+
+Numbers = Mapping[str, Mapping[str, float]]
+"""Benchmark -> metric ("pq", "ap", "miou") -> percent."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The weights are part of the installed package: nothing to fetch."""
+
+    folder: str
+    """Name of the folder beside this file, under embedded/."""
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """The weights are a model folder in a hub repository."""
+
+    repository: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """The authors' checkpoint, which the user fetches from its page and converts once."""
+
+    file: str
+    """What the file is, and its name where it is known."""
+    page: str
+    gigabytes: float
+    """Size of the weights in it, float32."""
+    tower: str
+    """The open_clip name of its CLIP: by it a file is recognised."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo."""
+
+    name: str
+    title: str
+    paper: str
+    builder: str
+    arguments: Mapping[str, Any]
+    source: Embedded | HubRepository | OfficialFile
+    code_licence: str
+    weights_licence: str
+    trained_on: str
+    needs: str
+    state: Literal["ready", "convert"]
+    published: Numbers
+    miou_rule: Literal["gt", "gt_or_pred"] | None = None
+    """Over which classes the published mIoU is the mean; None where nothing is published."""
+
+
+FCCLIP_PAPER = "arXiv 2308.02487"
+FCCLIP_PAGE = "https://github.com/bytedance/fc-clip (table of models in its README)"
+FCCLIP_CODE_LICENCE = "Apache-2.0"
+FCCLIP_WEIGHTS_LICENCE = "see the page of the file; CLIP tower MIT"
+FCCLIP_TRAINED_ON = "COCO 2017 panoptic (133 classes)"
+
+
+def _fcclip(name: str, tower: str, file: str, gigabytes: float, published: Numbers) -> Entry:
+    return Entry(
+        name=name,
+        title=f"FC-CLIP, {tower}",
+        paper=FCCLIP_PAPER,
+        builder="fcclip",
+        arguments={"tower": tower},
+        source=OfficialFile(file, FCCLIP_PAGE, gigabytes, tower),
+        code_licence=FCCLIP_CODE_LICENCE,
+        weights_licence=FCCLIP_WEIGHTS_LICENCE,
+        trained_on=FCCLIP_TRAINED_ON,
+        needs=f"the official file ({gigabytes:.1f} GB), converted once",
+        state="convert",
+        published=published,
+        miou_rule="gt",
+    )
+
+
+def _fcclip_numbers(
+    ade: tuple[float, float, float],
+    cityscapes: tuple[float, float, float],
+    mapillary: tuple[float, float],
+    semantic: tuple[float, float, float, float, float],
+    coco: tuple[float, float, float],
+) -> Numbers:
+    """The columns of the paper's table. semantic: A-847, PC-59, PC-459, PAS-21, PAS-20."""
+    panoptic = ("pq", "ap", "miou")
+    names = ("ade20k-847", "context-59", "context-459", "voc-21", "voc-20")
+    return {
+        "ade20k-150": dict(zip(panoptic, ade, strict=True)),
+        "cityscapes": dict(zip(panoptic, cityscapes, strict=True)),
+        "mapillary": dict(zip(("pq", "miou"), mapillary, strict=True)),
+        **{name: {"miou": value} for name, value in zip(names, semantic, strict=True)},
+        "coco": dict(zip(panoptic, coco, strict=True)),
+    }
+
+
+ENTRIES = (
+    Entry(
+        name="street-tiny",
+        title="Street and outdoor scenes in miniature (the default)",
+        paper="this package",
+        builder="fcclip",
+        arguments={},
+        source=Embedded("street-tiny"),
+        code_licence="Apache-2.0",
+        weights_licence="non-commercial use only (follows from CamVid and MSRC)",
+        trained_on="CamVid, MSRC and photos with COCO masks",
+        needs="nothing: it is in the package",
+        state="ready",
+        published={},
+    ),
+    Entry(
+        name="outdoor-tiny",
+        title="The same, from permissively licensed photos only",
+        paper="this package",
+        builder="fcclip",
+        arguments={},
+        source=Embedded("outdoor-tiny"),
+        code_licence="Apache-2.0",
+        weights_licence="Apache-2.0; trained on photos under Creative Commons licences that allow it",
+        trained_on="photos with COCO masks",
+        needs="nothing: it is in the package",
+        state="ready",
+        published={},
+    ),
+    _fcclip(
+        "fcclip-rn50",
+        "RN50",
+        "the RN50 checkpoint",
+        0.5,
+        _fcclip_numbers(
+            (17.9, 9.5, 23.3), (40.3, 21.6, 53.2), (15.9, 24.4), (7.1, 50.5, 12.9, 75.9, 89.5), (50.7, 40.7, 58.8)
+        ),
+    ),
+    _fcclip(
+        "fcclip-rn101",
+        "RN101",
+        "the RN101 checkpoint",
+        0.6,
+        _fcclip_numbers(
+            (19.1, 10.2, 24.0), (40.9, 24.1, 53.9), (16.7, 23.2), (7.7, 48.9, 12.3, 77.6, 91.3), (51.4, 41.6, 58.9)
+        ),
+    ),
+    _fcclip(
+        "fcclip-rn50x4",
+        "RN50x4",
+        "the RN50x4 checkpoint",
+        0.8,
+        _fcclip_numbers(
+            (21.8, 11.7, 26.8), (42.2, 23.8, 54.6), (17.4, 24.6), (8.7, 54.0, 13.1, 79.0, 92.9), (52.1, 42.8, 60.4)
+        ),
+    ),
+    _fcclip(
+        "fcclip-rn50x16",
+        "RN50x16",
+        "the RN50x16 checkpoint",
+        1.2,
+        _fcclip_numbers(
+            (22.5, 13.6, 29.4), (42.0, 25.6, 56.0), (17.8, 26.1), (10.3, 56.4, 15.7, 80.7, 94.5), (54.4, 45.0, 63.3)
+        ),
+    ),
+    _fcclip(
+        "fcclip-rn50x64",
+        "RN50x64",
+        "the RN50x64 checkpoint",
+        2.6,
+        _fcclip_numbers(
+            (22.8, 13.6, 28.4), (42.7, 27.4, 55.1), (18.2, 27.3), (10.8, 55.7, 16.2, 80.3, 95.1), (55.6, 46.4, 65.3)
+        ),
+    ),
+    _fcclip(
+        "fcclip-convnext-large",
+        "convnext_large_d_320",
+        "fcclip_cocopan.pth",
+        1.5,
+        _fcclip_numbers(
+            (26.8, 16.8, 34.1), (44.0, 26.8, 56.2), (18.3, 27.8), (14.8, 58.4, 18.2, 81.8, 95.4), (54.4, 44.6, 63.7)
+        ),
+    ),
+)
+
+ZOO: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}

@@ -1,0 +1,117 @@
+"""The zoo as tables: for `lexiseg models`, and for docs/models.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Entry, OfficialFile
+from lexiseg.zoo.loading import is_available
+
+METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU"}
+RULES = {
+    "gt": "mean over the classes that occur in the ground truth",
+    "gt_or_pred": "mean over the classes that occur in ground truth or prediction",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `lexiseg models`."""
+
+    name: str
+    title: str
+    state: str
+    """"ready": can be loaded now; otherwise what it needs."""
+    published: str
+    weights_licence: str
+
+
+def rows() -> list[Row]:
+    """The whole zoo, in its order, with what is true on this machine now."""
+    return [
+        Row(
+            name=entry.name,
+            title=entry.title,
+            state="ready" if is_available(entry.name) else f"needs {entry.needs}",
+            published=headline(entry),
+            weights_licence=entry.weights_licence,
+        )
+        for entry in ZOO.values()
+    ]
+
+
+def headline(entry: Entry) -> str:
+    """The published numbers on the benchmark everybody reports."""
+    numbers = entry.published.get("ade20k-150", {})
+    shown = ", ".join(f"{METRICS[metric]} {value:.1f}" for metric, value in numbers.items())
+    return f"ADE20K-150: {shown}" if shown else ""
+
+
+def markdown() -> str:
+    """docs/models.md. It depends on the catalogue alone, not on what is installed."""
+    lines = [
+        "# Models",
+        "",
+        "Written from the catalogue (`lexiseg.zoo.catalogue`) by `python -m lexiseg.zoo.table > docs/models.md`;",
+        "a test compares the two. `lexiseg models` shows the same list with what can be loaded on this machine.",
+        "",
+        "| name | what it is | needs | trained on | licence of code | licence of weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{entry.name}` | {entry.title} ({entry.paper}) | {entry.needs} | {entry.trained_on} "
+        f"| {entry.code_licence} | {entry.weights_licence} |"
+        for entry in ZOO.values()
+    ]
+    lines += ["", "## Official checkpoints", ""]
+    lines += [
+        "Fetch the file from its page and run `lexiseg convert FILE` once; the model is then loaded by its name.",
+        "The converter tells the model by the shapes in the file, accounts for every tensor, and refuses a file in",
+        "which one is renamed, missing or of another shape.",
+        "",
+        "| name | file | page | size |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{entry.name}` | {entry.source.file} | {entry.source.page} | {entry.source.gigabytes:.1f} GB |"
+        for entry in ZOO.values()
+        if isinstance(entry.source, OfficialFile)
+    ]
+    lines += [
+        "",
+        "A class of your vocabulary counts as *seen* when it shares a word with those the model was trained on. The",
+        "converter stores our own list of COCO words (`lexiseg.zoo.coco_words`); to be scored exactly as published,",
+        "give it the official class list with `--training-words FILE`.",
+        "",
+        "## Published numbers",
+        "",
+        "As published by the authors, in percent; we have not measured them.",
+        *(
+            f"mIoU of {prefix}: {RULES[rule]}."
+            for prefix, rule in {
+                entry.paper: entry.miou_rule for entry in ZOO.values() if entry.miou_rule is not None
+            }.items()
+        ),
+        "",
+        "| name | " + " | ".join(_column(benchmark) for benchmark in BENCHMARKS) + " |",
+        "|---|" + "---|" * len(BENCHMARKS),
+    ]
+    lines += [
+        f"| `{entry.name}` | "
+        + " | ".join(" / ".join(f"{value:.1f}" for value in entry.published[b].values()) for b in BENCHMARKS)
+        + " |"
+        for entry in ZOO.values()
+        if entry.published
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _column(benchmark: str) -> str:
+    metrics = next(entry.published[benchmark] for entry in ZOO.values() if benchmark in entry.published)
+    return f"{BENCHMARKS[benchmark]} {' / '.join(METRICS[metric] for metric in metrics)}"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(markdown())
