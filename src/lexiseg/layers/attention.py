@@ -29,12 +29,12 @@ class MultiheadAttention(nn.Module):
         visible place.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        projected = (
+        q, k, v = (
             functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         mask = None if visible is None else visible[:, None]
-        attended = functional.scaled_dot_product_attention(*projected, attn_mask=mask)  # [B, heads, Q, dim]
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, heads, Q, dim]
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 

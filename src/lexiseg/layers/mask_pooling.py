@@ -27,4 +27,4 @@ def mask_pool(features: Tensor, mask_logits: Tensor) -> Tensor:
     FC-CLIP, section 3.2. Masks are hard, so gradients reach the features and never the masks. An
     empty mask gives zeros; `inside_masks` tells which ones are empty.
     """
-    return mean_inside(features, inside_masks(mask_logits, features.shape[-2:]))
+    return mean_inside(features, inside_masks(mask_logits, (features.shape[-2], features.shape[-1])))

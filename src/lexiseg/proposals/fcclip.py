@@ -44,7 +44,7 @@ from lexiseg.layers.mlp import MLP, FeedForwardBlock
 from lexiseg.layers.normed_conv import NormedConv, init_fpn_conv
 from lexiseg.layers.positions import sine_positions
 from lexiseg.layers.text_logits import template_mean, text_logits
-from lexiseg.types import Features, Images, Proposals, TextBank
+from lexiseg.types import Features, Images, Proposals, Size, TextBank
 
 
 class MultiScaleEncoder(nn.Module):
@@ -57,7 +57,7 @@ class MultiScaleEncoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps [B, width, h, w] of any sizes -> maps of the same sizes."""
-        sizes_hw = [(x.shape[-2], x.shape[-1]) for x in maps]
+        sizes_hw = [_size(x) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)  # [B, N, width]
         positions = torch.cat(
             [
@@ -89,10 +89,7 @@ class PixelDecoder(nn.Module):
         """in_channels: of `Features.maps`, fine to coarse. The finest map joins after the encoder."""
         super().__init__()
         finest, *mixed = in_channels
-        self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, kernel_size=1), nn.GroupNorm(norm_groups, width))
-            for channels in reversed(mixed)
-        )
+        self.input_proj = nn.ModuleList(_input_projection(channels, width, norm_groups) for channels in reversed(mixed))
         levels = len(mixed)
         encoder = DeformableEncoder(width, heads, levels, points, ffn_width, num_layers)
         self.transformer = MultiScaleEncoder(width, levels, encoder)
@@ -100,9 +97,6 @@ class PixelDecoder(nn.Module):
         self.layer_1 = NormedConv(width, width, 3, norm_groups)
         self.mask_features = nn.Conv2d(width, mask_width, kernel_size=1)
         init_fpn_conv(self.mask_features)
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """maps [B, C, h, w], fine to coarse -> mask features [B, mask_width, h, w] of the finest size,
@@ -112,8 +106,20 @@ class PixelDecoder(nn.Module):
             projected = [project(x) for project, x in zip(self.input_proj, reversed(mixed), strict=True)]
             memories = self.transformer(projected)
             fine = self.adapter_1(finest)
-            fine = functional.relu(self.layer_1(fine + resize(memories[-1], fine.shape[-2:])))
+            fine = functional.relu(self.layer_1(fine + resize(memories[-1], _size(fine))))
             return self.mask_features(fine), memories
+
+
+def _input_projection(in_channels: int, width: int, norm_groups: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, width, kernel_size=1)
+    nn.init.xavier_uniform_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(norm_groups, width))
+
+
+def _size(x: Tensor) -> Size:
+    return (x.shape[-2], x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class MaskedAttentionDecoder(nn.Module):
     def forward(self, memories: Sequence[Tensor], mask_features: Tensor, text: QueryText) -> Proposals:
         """memories [B, width, h', w'], coarse to fine; mask_features [B, mask_width, h, w] -> the last prediction."""
         sources = self._sources(memories)
-        features = [resize(mask_features, memory.shape[-2:]) for memory in memories]
+        features = [resize(mask_features, _size(memory)) for memory in memories]
         x = self._initial_state(len(mask_features))
         for index in range(len(self.transformer_ffn_layers)):
             level = index % len(memories)
@@ -205,7 +211,7 @@ class MaskedAttentionDecoder(nn.Module):
         sources = []
         for memory, level in zip(memories, self.level_embed.weight, strict=True):
             values = memory.flatten(2).transpose(1, 2) + level
-            positions = sine_positions(memory.shape[-2:], values.shape[-1], values.device).flatten(0, 1)
+            positions = sine_positions(_size(memory), values.shape[-1], values.device).flatten(0, 1)
             sources.append((values + positions, values))
         return sources
 
@@ -226,13 +232,13 @@ class MaskedAttentionDecoder(nn.Module):
 
     def _step(self, x: Tensor, mask_features: Tensor, text: QueryText, next_memory: Tensor) -> DecoderStep:
         proposals = self._predict(x, mask_features, text)
-        logits = resize(proposals.mask_logits.detach(), next_memory.shape[-2:])
+        logits = resize(proposals.mask_logits.detach(), _size(next_memory))
         return DecoderStep(proposals=proposals, blocked=logits.flatten(2) < 0)
 
 
 def _masks(embeds: Tensor, features: Tensor) -> Tensor:
     """embeds [B, Q, C], features [B, C, h, w] -> their dot products [B, Q, h, w]."""
-    return torch.bmm(embeds, features.flatten(2)).unflatten(-1, features.shape[-2:])
+    return torch.bmm(embeds, features.flatten(2)).unflatten(-1, _size(features))
 
 
 class FCCLIPGenerator(nn.Module):

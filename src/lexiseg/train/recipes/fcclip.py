@@ -140,12 +140,18 @@ def photo_numbers(seed: int, step: int, count: int, batch: int) -> Iterator[int]
         yield _epoch_order(seed, position // count, count)[position % count]
 
 
-def freeze_all_but_generator(system: System) -> FCCLIPGenerator:
-    """Leaves only the generator trainable, and returns it. Batch norms of the tower use their running statistics."""
+def freeze_all_but_generator(system: System) -> tuple[nn.Module, FCCLIPGenerator]:
+    """Leaves only the generator trainable -> the frozen encoder, the generator.
+
+    Everything is in evaluation mode: batch norms of the tower use their running statistics, and the generator has
+    no layer that behaves differently in training.
+    """
+    encoder, generator = system.encoder, system.generator
+    if encoder is None or not isinstance(generator, FCCLIPGenerator):
+        raise TypeError("this recipe trains an FC-CLIP generator on the maps of a shared encoder")
     system.eval().requires_grad_(False)
-    generator: FCCLIPGenerator = system.generator
     generator.requires_grad_(True)
-    return generator
+    return encoder, generator
 
 
 def train(
@@ -168,7 +174,7 @@ def train(
     keywords go to `loop.run`. Returns whether the training is complete.
     """
     criterion = criterion or Criterion()
-    generator = freeze_all_but_generator(system)
+    encoder, generator = freeze_all_but_generator(system)
     device = generator.void_embedding.weight.device
     together = distributed.is_available() and distributed.is_initialized()
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
@@ -180,7 +186,7 @@ def train(
         images, targets = batch_of(rng, [photos[number] for number in numbers], crop, device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             with torch.no_grad():
-                features = system.encoder(images)
+                features = encoder(images)
             steps = generator.all_steps(images, features, text)
         losses = criterion.weighted(criterion([step.proposals for step in steps], targets))
         total = torch.stack(list(losses.values())).sum()
