@@ -1,0 +1,55 @@
+"""The written-out list, and the page made of it."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from lexiseg.weights.fcclip import TOWERS
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Embedded, OfficialFile
+from lexiseg.zoo.coco_words import COCO_PHRASES, STUFF, THINGS
+from lexiseg.zoo.model_folder import BUILDERS
+from lexiseg.zoo.table import markdown, rows
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_every_entry_is_complete() -> None:
+    for name, entry in ZOO.items():
+        assert entry.name == name and entry.builder in BUILDERS
+        inspect.signature(BUILDERS[entry.builder].system).bind_partial(**entry.arguments)
+        assert set(entry.published) <= set(BENCHMARKS)
+        assert (entry.miou_rule is None) == (not entry.published)
+        for field in dataclasses.fields(entry):
+            assert getattr(entry, field.name) != "", f"{name}: {field.name} is empty"
+        if isinstance(entry.source, Embedded):
+            assert entry.state == "ready"
+        if isinstance(entry.source, OfficialFile):
+            assert entry.state == "convert" and entry.source.tower in TOWERS.values()
+
+
+def test_published_numbers_are_percentages() -> None:
+    values = [value for entry in ZOO.values() for numbers in entry.published.values() for value in numbers.values()]
+    assert len(values) == 6 * 16 and all(0 < value < 100 for value in values)
+    assert ZOO["fcclip-convnext-large"].published["ade20k-150"] == {"pq": 26.8, "ap": 16.8, "miou": 34.1}
+    assert ZOO["fcclip-rn50"].published["voc-20"] == {"miou": 89.5}
+
+
+def test_the_page_is_the_catalogue() -> None:
+    said = "docs/models.md is not what the catalogue says: python -m lexiseg.zoo.table > docs/models.md"
+    assert (DOCS / "models.md").read_text(encoding="utf-8") == markdown(), said
+
+
+def test_the_table_tells_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LEXISEG_MODELS", str(tmp_path))
+    state = {row.name: row.state for row in rows()}
+    assert state["fcclip-rn50"] == "needs the official file (0.5 GB), converted once"
+    (tmp_path / "fcclip-rn50").mkdir()
+    (tmp_path / "fcclip-rn50" / "lexiseg.json").touch()
+    assert {row.name: row.state for row in rows()}["fcclip-rn50"] == "ready"
+
+
+def test_coco_words() -> None:
+    assert (len(THINGS), len(STUFF)) == (80, 53)
+    assert len(set(COCO_PHRASES)) == len(COCO_PHRASES)
