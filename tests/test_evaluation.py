@@ -9,8 +9,12 @@ import torch
 from PIL import Image
 
 from lexiseg.data.packages import LabelledPhotos
-from lexiseg.evaluation import Evaluation, evaluate
+from lexiseg.evaluation import Evaluation, evaluate, evaluate_model
+from lexiseg.images import Canvas
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.zoo.clustered import clustered
+from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.model_folder import save_model_folder
 
 CLASSES = ["sky", "road", "traffic sign"]
 
@@ -122,3 +126,27 @@ def test_wrong_calls(package: Path, options: dict[str, object], message: str) ->
 def test_a_model_that_forgets_the_size_is_named_with_its_photo(package: Path) -> None:
     with pytest.raises(ValueError, match="tiny/p1: prediction .* differ in size"):
         evaluate(lambda image, words: torch.zeros(4, 4), LabelledPhotos(package), name="small", progress=False)
+
+
+def test_a_model_by_its_folder(package: Path, tmp_path: Path) -> None:
+    """Untrained, so only the way is tested: folder and package in, numbers that add up out."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    arguments = {"tower": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "clusters": 4}
+    torch.manual_seed(0)
+    folder = save_model_folder(
+        tmp_path / "toy",
+        clustered(**arguments, device="cpu"),
+        text_encoder(arguments["tower"], device="cpu"),
+        builder="clustered",
+        arguments=arguments,
+        templates="bare",
+        canvas=Canvas(64, 96),
+        training_phrases=["road"],
+    )
+    result = evaluate_model(folder, package, device="cpu", progress=False)
+    assert (result.model, result.data, result.photos) == ("toy", "tiny", 5)
+    assert [c.seen for c in result.classes] == [False, True, False]
+    assert sum(c.predicted_share for c in result.classes) == pytest.approx(1)
+    assert sum(c.true_share for c in result.classes) == pytest.approx(1)
+    assert evaluate_model(folder, package, device="cpu", progress=False).miou == pytest.approx(result.miou, nan_ok=True)

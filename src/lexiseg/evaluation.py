@@ -35,6 +35,7 @@ from lexiseg.metrics.semantic import (
     mean_iou_interval,
     pixel_accuracy,
 )
+from lexiseg.segmenter import Segmenter, Words
 from lexiseg.vocabulary import Vocabulary, VocabularyClass
 
 SPLITS_IN_ORDER = ("test", "val", "validation")
@@ -196,7 +197,7 @@ def evaluate(
     *,
     name: str,
     split: str | None = None,
-    words: Any = None,
+    words: Words | None = None,
     limit: int | None = None,
     training_phrases: Sequence[str] | None = None,
     device: str = "cpu",
@@ -237,6 +238,32 @@ def evaluate(
         vocabulary=vocabulary,
         training_phrases=training_phrases,
         device=device,
+    )
+
+
+def evaluate_model(
+    model: str | Path | Segmenter,
+    data: str | Path | LabelledPhotos,
+    *,
+    split: str | None = None,
+    words: Words | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Evaluation:
+    """`evaluate` for a model by its name or folder, on a data package by its path: what `lexiseg eval` does."""
+    photos = data if isinstance(data, LabelledPhotos) else LabelledPhotos(data)
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.from_pretrained(model, device)
+    return evaluate(
+        lambda image, vocabulary: torch.from_numpy(segmenter(image, vocabulary).label_map),
+        photos,
+        name=segmenter.model.name,
+        split=split,
+        words=words,
+        limit=limit,
+        training_phrases=segmenter.model.training_phrases,
+        device=str(segmenter.device),
+        progress=progress,
     )
 
 
@@ -305,7 +332,7 @@ def _spread(ids: Sequence[str], limit: int | None) -> list[str]:
     return [ids[position * len(ids) // limit] for position in range(limit)]
 
 
-def _vocabulary(data: LabelledPhotos, words: Any) -> Vocabulary:
+def _vocabulary(data: LabelledPhotos, words: Words | None) -> Vocabulary:
     if words is None:
         is_thing = data.is_thing or (False,) * len(data.classes)
         return Vocabulary(
