@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from procedural_weights import checkpoint
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lexiseg import postprocess
-from lexiseg.geometry import fit_short_edge, resize
+from lexiseg.clip.text import TextEncoder
+from lexiseg.clip.trunk import Trunk
+from lexiseg.geometry import fit_short_edge
+from lexiseg.images import Canvas, Photo, place
+from lexiseg.layers.text_logits import text_logits
 from lexiseg.postprocess import Frame
 from lexiseg.scoring.fusion import GeometricEnsemble
-from lexiseg.types import PanopticMap, Proposals, Scores, TextBank
+from lexiseg.system import System
+from lexiseg.train.losses import Criterion
+from lexiseg.train.matcher import SegmentTargets
+from lexiseg.types import Images, PanopticMap, Proposals, Scores, TextBank
+from lexiseg.vocabulary import TEMPLATES, Vocabulary
+from lexiseg.weights.fcclip import describe
+from lexiseg.zoo.convert import convert_fcclip, sizes
+from lexiseg.zoo.fcclip import fcclip, text_encoder
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -31,14 +46,15 @@ def run(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any] | None:
         return ensemble(case, arrays)
     if {"class_logits", "mask_logits", "resize_in"} <= inputs:
         return outputs(case, arrays)
+    if case.get("method") == "fc-clip" and inputs == {"image"}:
+        return whole_inference(case, arrays, folder)
+    if case.get("method") == "fc-clip" and {"image_0", "target_masks_0"} <= inputs:
+        return training_step(case, arrays, folder)
     return None
 
 
 def preprocess(case: Case, arrays: Arrays) -> dict[str, Any]:
     """Test-time sizes, resized pictures, and a normalised, padded batch (spec 2.1)."""
-    from lexiseg.clip.normalise import normalise
-    from lexiseg.images import Canvas, Photo
-
     new: dict[str, Any] = {}
     tables = {key: [int(n) for n in re.findall(r"\d+", key)] for key in case if key.startswith("size_table_")}
     for key, (short, long) in tables.items():
@@ -53,9 +69,8 @@ def preprocess(case: Case, arrays: Arrays) -> dict[str, Any]:
         photo = Photo(rgb=arrays[f"{name}_in"], name=name)
         new[f"{name}_resized_strided"] = np.asarray(Canvas(short, long).resize(photo))
     batch = sorted(name for name in arrays if name.startswith("batch_in_"))
-    images = Canvas(None, None).place([Photo(rgb=arrays[name], name=name) for name in batch])
-    mean, std = torch.tensor(case["pixel_mean"]), torch.tensor(case["pixel_std"])
-    new["batch_padded_strided"] = normalise(images, mean, std).numpy()
+    trunk = Trunk(nn.Conv2d(3, 1, 1), (), 1, mean=tuple(case["pixel_mean"]), std=tuple(case["pixel_std"]))
+    new["batch_padded_strided"] = trunk.normalise(as_they_are([arrays[name] for name in batch])).numpy()
     return new
 
 
@@ -126,6 +141,11 @@ def outputs(case: Case, arrays: Arrays) -> dict[str, Any]:
     return new
 
 
+def as_they_are(pictures: Sequence[np.ndarray]) -> Images:
+    """The pictures on one canvas, not resized."""
+    return place(pictures, [picture.shape[:2] for picture in pictures])
+
+
 def log_probs(scores: Scores) -> Tensor:
     """[B, Q, K + 1] log of the class scores, void last."""
     return torch.cat([scores.class_probs, scores.void_prob[..., None]], -1).log()
@@ -143,3 +163,169 @@ def records(result: PanopticMap, is_thing: Tensor) -> list[dict[str, Any]]:
         {"id": i + 1, "isthing": bool(is_thing[segment.class_index]), "category_id": segment.class_index}
         for i, segment in enumerate(result.segments)
     ]
+
+
+def load(folder: Path, manifest: str) -> tuple[System, TextEncoder, dict[str, str]]:
+    """The system and text encoder of a manifest's procedural weights, and our name -> official name."""
+    source = {name: torch.from_numpy(np.asarray(value)) for name, value in checkpoint(folder / manifest).items()}
+    layout = describe(source)
+    arguments = {"tower": layout.tower, **sizes(layout)}
+    account, system_state, text_state = convert_fcclip(source, arguments)
+    system, encoder = fcclip(**arguments), text_encoder(layout.tower)
+    system.load_state_dict(system_state, strict=True, assign=True)
+    encoder.load_state_dict(text_state, strict=True, assign=True)
+    return system.eval(), encoder.eval(), {target: name for name, target in account.used.items()}
+
+
+def encode_words(case: Case, folder: Path, encoder: TextEncoder) -> tuple[TextBank, list[str], Tensor]:
+    """The text bank of a case's vocabulary, its prompts, and their raw vectors."""
+    vocabulary = Vocabulary.from_comma_format(case["classes"])
+    lists = json.loads((folder / "vocabularies.json").read_text())
+    training = Vocabulary.from_comma_format(lists["datasets"]["coco_panoptic"]["classes"])
+    phrases = [phrase for entry in vocabulary.classes for phrase in entry.phrases]
+    prompts = [template.format(phrase) for phrase in phrases for template in TEMPLATES["fcclip14"]]
+    raw = encoder.encode(prompts)
+    rows = raw.unflatten(0, (len(phrases), -1))
+    rows = functional.normalize(functional.normalize(rows, dim=-1).mean(1), dim=-1)[:, None]
+    sizes = [len(entry.phrases) for entry in vocabulary.classes]
+    seen = vocabulary.seen(phrase for entry in training.classes for phrase in entry.phrases)
+    class_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    bank = TextBank(query=rows, region=rows, class_of=class_of, seen=torch.as_tensor(seen, dtype=torch.bool))
+    return bank, prompts, raw
+
+
+@contextlib.contextmanager
+def captured(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of some modules while the block runs."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
+    """Every stage of the whole model, and the three outputs in both orders."""
+    settings = case["settings"]
+    system, encoder_of_words, _ = load(folder, case["manifest"])
+    system.fuse = GeometricEnsemble(settings["alpha"], settings["beta"], settings["ensemble_on_valid_mask"])
+    text, prompts, raw = encode_words(case, folder, encoder_of_words)
+    encoder, generator = system.encoder, system.generator
+    new: dict[str, Any] = {
+        "tokens_first_prompts": encoder_of_words.tokenize(case["first_prompts"]).numpy().astype(np.int32),
+        "text_features_raw": raw.numpy(),
+        "num_templates": torch.bincount(text.class_of).tolist(),
+        "category_overlapping_mask": text.seen.int().tolist(),
+    }
+    if prompts[: len(case["first_prompts"])] != case["first_prompts"]:
+        raise ValueError("the prompts of the vocabulary do not begin with the case's first_prompts")
+    rows = generator.query_text(text).rows
+    new["text_classifier"] = new["backbone.text_classifier"] = rows.numpy()
+
+    images = as_they_are([arrays["image"]])
+    new["preprocessed"] = encoder.normalise(images).numpy()
+    pixel_decoder = generator.pixel_decoder
+    layers = pixel_decoder.transformer.encoder.layers
+    modules = {f"pixel_decoder.input_proj.{i}": part for i, part in enumerate(pixel_decoder.input_proj)}
+    modules |= {f"pixel_decoder.encoder.layer{i}": layer for i, layer in enumerate(layers)}
+    modules["backbone.stem"] = encoder.trunk.act3 if hasattr(encoder.trunk, "act3") else encoder.trunk.stem
+    with captured(modules) as seen:
+        features = encoder(images)
+        mask_features, memories = pixel_decoder(features.maps)
+    new |= {name: value.numpy() for name, value in seen.items()}
+    new |= {f"backbone.res{i + 2}": level.numpy() for i, level in enumerate(features.maps)}
+    new["backbone.clip_vis_dense"] = features.dense.numpy()
+    new["pixel_decoder.mask_features"] = mask_features.numpy()
+    new |= {f"pixel_decoder.multi_scale.{i}": memory.numpy() for i, memory in enumerate(memories)}
+
+    decoder = generator.decoder
+    with captured({f"decoder.{i + 1}.query": part for i, part in enumerate(decoder.transformer_ffn_layers)}) as seen:
+        steps = generator.all_steps(images, features, text)
+    new["decoder.0.query"] = decoder.query_feat.weight[:, None].numpy()
+    new |= {name: state.transpose(0, 1).numpy() for name, state in seen.items()}
+    for i, step in enumerate(steps):
+        new[f"decoder.{i}.pred_logits"] = step.proposals.class_logits.numpy()
+        new[f"decoder.{i}.pred_masks"] = step.proposals.mask_logits.numpy()
+        new[f"decoder.{i}.attn_blocked"] = step.blocked[0].sum(-1).int().numpy()
+
+    proposals, scores = system(images, text)
+    regions = system.embedder(images, features, proposals.mask_logits)
+    class_of = generator.query_text(text).class_of
+    region_logits = text_logits(regions.embeds, rows, class_of, text.num_classes + 1, system.scorer.logit_scale)
+    masks, classes = proposals.mask_logits[0], scores.class_probs[0]
+    new["pred_logits"] = proposals.class_logits[0].numpy()
+    new["pred_masks_strided"] = _every(masks, case["arrays"]["pred_masks_strided"]["shape"])
+    new["pooled_clip_embedding"] = _every(regions.embeds[0], case["arrays"]["pooled_clip_embedding"]["shape"])
+    new["out_vocab_logits"] = region_logits[0].numpy()
+    new["final_class_log_probs"] = log_probs(scores)[0].numpy()
+    empty = (~regions.valid[0]).nonzero().flatten().tolist()
+    new["queries_with_empty_mask_at_clip_resolution"] = empty
+
+    frame = Frame(images.canvas_hw, images.sizes_hw[0], (case["output_height"], case["output_width"]))
+    is_thing = things(case, classes.shape[1])
+    for prefix, probs_at_canvas in (("semantic", False), ("semantic_only", True)):
+        per_class = postprocess.semantic_scores(masks, classes, frame, probs_at_canvas)
+        new[f"{prefix}_scores"] = per_class.numpy()
+        new[f"{prefix}_argmax"] = postprocess.semantic(masks, classes, frame, probs_at_canvas).labels.numpy()
+        new[f"{prefix}_centred_argmax"] = (per_class - per_class.mean((-2, -1), keepdim=True)).argmax(0).numpy()
+    for suffix, overlap in (("", settings["overlap_threshold"]), ("_overlap0", 0.0)):
+        result = postprocess.panoptic(
+            masks, classes, scores.void_prob[0], is_thing, frame, settings["object_mask_threshold"], overlap
+        )
+        new[f"panoptic_ids{suffix}"] = result.ids.numpy()
+        new[f"panoptic_segments{suffix}"] = records(result, is_thing)
+    found = postprocess.instances(masks, classes, frame, is_thing, settings["topk"]).segments
+    new["instance_scores"] = np.array([segment.score for segment in found], np.float32)
+    new["instance_classes"] = np.array([segment.class_index for segment in found], np.int16)
+    new["instance_mask_area"] = np.array([segment.area for segment in found], np.int32)
+    return new
+
+
+def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
+    """Weighted losses and gradients of one step, with the case's random numbers in the place of the draws."""
+    system, encoder_of_words, official = load(folder, case["manifest"])
+    text, _, _ = encode_words(case, folder, encoder_of_words)
+    count = sum(name.startswith("image_") for name in arrays)
+    images = as_they_are([arrays[f"image_{i}"] for i in range(count)])
+    targets = []
+    for i, (height, width) in enumerate(images.sizes_hw):
+        packed = np.unpackbits(arrays[f"target_masks_{i}"], axis=-1)[..., :width].astype(bool)
+        masks = torch.zeros(len(packed), *images.canvas_hw, dtype=torch.bool)
+        masks[:, :height, :width] = torch.from_numpy(packed)
+        targets.append(SegmentTargets(torch.from_numpy(arrays[f"target_labels_{i}"]), masks))
+    seed = int(re.search(r"PCG64\((\d+)\)", case["random"])[1])
+    bits = np.random.PCG64(seed)
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        words = bits.random_raw(math.prod(shape))
+        return torch.from_numpy(((words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape))
+
+    system.requires_grad_(False)
+    system.generator.requires_grad_(True)
+    steps = system.generator.all_steps(images, system.encoder(images), text)
+    criterion = Criterion(num_points=case["num_points"])
+    losses = criterion.weighted(criterion([step.proposals for step in steps], targets, draw))
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    trained = {f"generator.{name}": p for name, p in system.generator.named_parameters() if p.requires_grad}
+    grads = {official[name]: p.grad for name, p in trained.items() if p.grad is not None}
+    norms = {name: float(grad.double().norm()) for name, grad in grads.items()}
+    return {
+        "losses_weighted": {name: loss.item() for name, loss in losses.items()},
+        "total": total.item(),
+        "grad_norms": norms,
+        "grad_norm_total": math.sqrt(sum(norm**2 for norm in norms.values())),
+        "trainable_without_grad": [official[name] for name, p in trained.items() if p.grad is None],
+        **{f"grad.{name}": grad.numpy() for name, grad in grads.items()},
+    }
+
+
+def _every(full: Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Every n-th entry along each axis, so that `shape` results."""
+    return full.numpy()[tuple(slice(None, None, -(-size // kept)) for size, kept in zip(full.shape, shape))]
