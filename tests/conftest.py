@@ -32,3 +32,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference data is not beside this checkout (LEXISEG_SHARED may say where it is)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def street_tiny() -> Path:
+    """The folder of the embedded model."""
+    folder = REPOSITORY / "src" / "lexiseg" / "zoo" / "embedded" / "street-tiny"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("this checkout carries no embedded model")
+    return folder

@@ -34,10 +34,9 @@ def test_every_dependency_is_explained() -> None:
     assert not [name for name in sorted(names) if name.lower() not in explained.lower()]
 
 
+@pytest.mark.usefixtures("street_tiny")
 def test_the_readme_program_runs(china_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of the README, as it stands there, in a folder with a photo of that name."""
-    if not (REPOSITORY / "src/lexiseg/zoo/embedded/street-tiny/model.safetensors").is_file():
-        pytest.skip("this checkout carries no embedded model")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shutil.copy(china_photo, tmp_path / "street.jpg")
