@@ -1,0 +1,323 @@
+"""The command `lexiseg`.
+
+Exit status: 0 when all went well, 1 when some inputs failed and the rest is done, 2 when the call itself was wrong.
+What a command needs is imported inside it, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lexiseg.results import Result
+    from lexiseg.segmenter import Segmenter
+    from lexiseg.vocabulary import Vocabulary
+
+DEFAULT_MODEL = "street-tiny"
+_TABLE_ROWS = 30
+
+app = typer.Typer(
+    name="lexiseg",
+    help="Segment anything you can name: a photo and a list of words in, masks out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class TaskName(StrEnum):
+    """What kind of masks."""
+
+    semantic = "semantic"
+    panoptic = "panoptic"
+    instance = "instance"
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+Model = Annotated[str, typer.Option(help="A name from `lexiseg models`, a model folder, or organisation/name.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+@app.command()
+def segment(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")],
+    classes: Annotated[
+        str,
+        typer.Option(help="Words: 'sky, road | street, car' (| between synonyms), or a .txt, .yaml or .json file."),
+    ],
+    task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")] = Path("out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
+    ] = None,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
+    ] = 120.0,
+    device: Device = "auto",
+) -> None:
+    """Segment photos by words.
+
+    For each photo it writes <stem>.overlay.png, <stem>.labels.png and <stem>.json into the --out folder; photos of the
+    same name get -2, -3 and so on. Exit status 1 says that some photos failed, 2 that the call was wrong.
+    """
+    vocabulary = _vocabulary(classes, background)
+    from lexiseg.images import ImageError, ImageLimits
+
+    paths = list(_expand(photos))
+    stems = _distinct_stems(paths, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _wrong(f"--out {out}: cannot be made ({error.strerror})")
+    limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
+    segmenter = _segmenter(model, device, limits)
+    try:
+        stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score)
+    except ValueError as error:
+        _wrong(str(error))
+
+    console = _console(stderr=True)
+    failures: list[dict[str, str]] = []
+    tally = _Tally()
+    printed: list[dict[str, Any]] = []
+    for (path, outcome), stem in zip(_with_progress(stream, len(paths), console), stems, strict=True):
+        if not isinstance(outcome, ImageError):
+            try:
+                files = outcome.save(out, stem)
+            except OSError as error:
+                outcome = ImageError(str(path), f"its results cannot be written ({error.strerror or error})")
+        if isinstance(outcome, ImageError):
+            failures.append({"photo": str(path), "error": outcome.problem})
+            console.print(f"lexiseg: {outcome}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        tally.add(outcome)
+        if as_json:
+            entry = outcome.to_dict()
+            printed.append({**entry, "files": {kind: str(file) for kind, file in files.items()}})
+    if as_json:
+        print(json.dumps({"results": printed, "failures": failures}, indent=1, ensure_ascii=False))
+    else:
+        tally.show(_console())
+    if failures:
+        done = len(paths) - len(failures)
+        console.print(
+            f"lexiseg: {done} of {len(paths)} photos done, {len(failures)} failed", markup=False, highlight=False
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List what can be loaded: what it needs, its published numbers, its licence."""
+    from lexiseg.zoo.table import rows
+
+    entries = rows()
+    if as_json:
+        print(json.dumps([vars(entry) for entry in entries], indent=1, ensure_ascii=False))
+        return
+    console = _console()
+    for entry in entries:
+        console.print(f"[bold]{entry.name}[/bold]: {entry.state}", highlight=False)
+        for line in (entry.title, entry.published, f"weights: {entry.weights_licence}"):
+            if line:
+                console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="An official checkpoint.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model. Default: where its name is looked for.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="Whose checkpoint it is: auto or fcclip.")] = "auto",
+    training_words: Annotated[
+        Path | None, typer.Option(help="The official class list the model was trained with, to score as published.")
+    ] = None,
+) -> None:
+    """Turn an official checkpoint into a model folder; every tensor is accounted for."""
+    from lexiseg.zoo.convert import convert as convert_file
+    from lexiseg.zoo.convert import read_training_phrases
+
+    try:
+        phrases = None if training_words is None else read_training_phrases(training_words)
+        report = convert_file(file, out, layout, training_phrases=phrases)
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+    print(report.summary())
+
+
+# --------------------------------------------------------------------------------------------------------- the parts
+
+
+def _vocabulary(classes: str, background: bool) -> Vocabulary:
+    from lexiseg.vocabulary import Vocabulary, VocabularyError
+
+    try:
+        return Vocabulary.parse(classes, background=background)
+    except VocabularyError as error:
+        _wrong(f"--classes: {error}")
+
+
+def _expand(photos: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are, folders as the images in them, without the results of earlier runs; each file once."""
+    from lexiseg.images import find_images
+
+    seen: set[Path] = set()
+    for photo in photos:
+        if photo.is_dir():
+            inside = [path for path in find_images(photo) if not _is_result(path)]
+            if not inside:
+                _wrong(f"{photo}: a folder without images")
+        else:
+            inside = [photo]
+        for path in inside:
+            real = path.resolve()
+            if real not in seen:
+                seen.add(real)
+                yield path
+
+
+def _is_result(path: Path) -> bool:
+    """A picture that `save` has written: the JSON file of the same stem lies beside it."""
+    for ending in (".overlay.png", ".labels.png"):
+        if path.name.endswith(ending):
+            return path.with_name(path.name.removesuffix(ending) + ".json").is_file()
+    return False
+
+
+def _distinct_stems(paths: Sequence[Path], out: Path) -> list[str]:
+    """A stem for each photo, so that no two share an output file and no output replaces a photo.
+
+    Capitals do not count: some file systems do not tell them apart.
+    """
+    from lexiseg.results import file_stem
+
+    folder = out.resolve()
+    photos = {path.resolve() for path in paths}
+    wanted = [file_stem(path.name) for path in paths]
+    reserved = {stem.lower() for stem in wanted}
+    taken: set[str] = set()
+    chosen = []
+    for stem in wanted:
+        candidate, number = stem, 1
+        while (
+            candidate.lower() in taken
+            or (number > 1 and candidate.lower() in reserved)
+            or any(folder / f"{candidate}.{kind}.png" in photos for kind in ("overlay", "labels"))
+        ):
+            number += 1
+            candidate = f"{stem}-{number}"
+        taken.add(candidate.lower())
+        chosen.append(candidate)
+    return chosen
+
+
+def _segmenter(model: str, device: str, limits: Any) -> Segmenter:
+    from lexiseg.segmenter import Segmenter
+    from lexiseg.zoo.catalogue import ZOO, Embedded
+
+    try:
+        segmenter = Segmenter.from_pretrained(model, device, limits)
+    except (ValueError, OSError, RuntimeError) as error:
+        _wrong(f"--model {model}: {error}" if model not in str(error) else str(error))
+    entry = ZOO.get(model)
+    if entry is not None and isinstance(entry.source, Embedded):
+        _say(
+            f"Using {entry.name}, the small model that comes with the package ({entry.weights_licence}). "
+            "For a real one see: lexiseg models"
+        )
+    return segmenter
+
+
+def _with_progress(stream: Iterable[Any], total: int, console: Console) -> Iterator[Any]:
+    """A bar on stderr for more than one photo, where somebody is looking."""
+    if total < 2 or not console.is_terminal:
+        yield from stream
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(stream, total=total)
+
+
+class _Tally:
+    """Words over all photos: in how many, how much of them, with which score."""
+
+    def __init__(self) -> None:
+        self.photos = 0
+        self.found: dict[str, list[tuple[int, float, float]]] = {}
+
+    def add(self, result: Result) -> None:
+        self.photos += 1
+        shares = result.shares
+        for word in shares:
+            of_word = [segment for segment in result.segments if segment.label == word]
+            area = sum(segment.area for segment in of_word)
+            score = sum(segment.score * segment.area for segment in of_word) / max(area, 1)
+            self.found.setdefault(word, []).append((len(of_word), shares[word], score))
+
+    def show(self, console: Console) -> None:
+        from rich.table import Table
+
+        if not self.photos:
+            return
+        many = self.photos > 1
+        table = Table(box=None, pad_edge=False)
+        table.add_column("word", overflow="fold")
+        for title in (*(("photos",) if many else ()), "segments", "share", "score"):
+            table.add_column(title, justify="right")
+        rows = sorted(self.found.items(), key=lambda item: -sum(share for _, share, _ in item[1]))
+        for word, entries in rows[:_TABLE_ROWS]:
+            share = sum(share for _, share, _ in entries) / self.photos
+            score = sum(score for _, _, score in entries) / len(entries)
+            count = sum(count for count, _, _ in entries)
+            table.add_row(
+                word, *((str(len(entries)),) if many else ()), str(count), f"{100 * share:.1f} %", f"{score:.2f}"
+            )
+        if rows:
+            console.print(table, markup=False)
+        else:
+            console.print("nothing found", markup=False)
+        if len(rows) > _TABLE_ROWS:
+            console.print(f"and {len(rows) - _TABLE_ROWS} more words", markup=False)
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _wrong(message: str) -> NoReturn:
+    """The call cannot be answered: one line, status 2."""
+    _say(f"lexiseg: {' '.join(message.split())}")
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The command line, on a model that knows three colours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from lexiseg.apps.cli import app
+from lexiseg.zoo.loading import load
+from lexiseg.zoo.model_folder import Model
+from tests.colour_model import colour_model
+
+WORDS = "red, green | grass, blue"
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model colours` is the model of the tests; every other name is looked up as usual."""
+
+    def find(model: str | Path, device: torch.device) -> Model:
+        return colour_model() if str(model) == "colours" else load(model, device)
+
+    monkeypatch.setattr("lexiseg.segmenter.load", find)
+
+
+def lexiseg(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def segment(*arguments: object, classes: str = WORDS, model: str = "colours") -> Result:
+    return lexiseg("segment", *arguments, "--classes", classes, "--model", model, "--device", "cpu")
+
+
+def photo(path: Path, height: int = 40, width: int = 60) -> Path:
+    rgb = np.zeros((height, width, 3), np.uint8)
+    rgb[:, : width // 2, 0] = 200
+    rgb[:, width // 2 :, 2] = 200
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(path)
+    return path
+
+
+def test_one_photo(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a b.jpg")
+    done = segment(path, "--out", tmp_path / "results")
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == [
+        "a b.json",
+        "a b.labels.png",
+        "a b.overlay.png",
+    ]
+    labels = np.array(Image.open(tmp_path / "results" / "a b.labels.png"))
+    assert (labels[20, 10], labels[20, 50]) == (0, 2)
+    assert "red" in done.stdout
+    assert "share" in done.stdout
+    assert "50.0 %" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_json(tmp_path: Path, task: str) -> None:
+    paths = [photo(tmp_path / "a.jpg"), tmp_path / "missing.jpg", photo(tmp_path / "b.png")]
+    done = segment(*paths, "--task", task, "--out", tmp_path / "o", "--json")
+    assert done.exit_code == 1
+    printed = json.loads(done.stdout)
+    assert [entry["photo"] for entry in printed["results"]] == [str(paths[0]), str(paths[2])]
+    assert {s["label"] for s in printed["results"][0]["segments"]} == {"red", "blue"}
+    assert all(Path(file).is_file() for entry in printed["results"] for file in entry["files"].values())
+    assert printed["failures"] == [{"photo": str(paths[1]), "error": "there is no such file; check the path"}]
+
+
+def test_fifty_photos_with_five_broken_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for number in range(45):
+        photo(folder / f"{number:02}.png", 16 + number, 30)
+    whole = photo(folder / "x.jpg", 64, 64).read_bytes()
+    (folder / "x.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_bytes(b"no picture at all")
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (2000, 2000)).save(folder / "large.png")
+    done = segment(folder, "--out", tmp_path / "o", "--max-pixels", "1")
+    assert done.exit_code == 1
+    assert len(list((tmp_path / "o").glob("*.json"))) == 45
+    assert len(list((tmp_path / "o").glob("*.overlay.png"))) == 45
+    lines = done.stderr.splitlines()
+    assert len(lines) == 6
+    for name, said in {
+        "x.jpg": "is damaged or cut short",
+        "empty.jpg": "is empty",
+        "text.png": "is not an image",
+        "moving.gif": "has 2 frames",
+        "large.png": "more than the limit",
+    }.items():
+        (line,) = (line for line in lines if f"/{name}:" in line)
+        assert said in line
+    assert lines[-1] == "lexiseg: 45 of 50 photos done, 5 failed"
+    assert "photos" in done.stdout  # the table counts them
+
+
+def test_two_photos_of_one_name_do_not_share_a_file(tmp_path: Path) -> None:
+    paths = [
+        photo(tmp_path / "one" / "a.jpg"),
+        photo(tmp_path / "two" / "a.jpg", 30, 30),
+        photo(tmp_path / "two" / "A.png"),
+        photo(tmp_path / "a-2.jpg"),
+        photo(tmp_path / "one" / "a.jpg"),  # the same file once more
+    ]
+    done = segment(*paths, "--out", tmp_path / "o")
+    assert done.exit_code == 0
+    written = {path.name: json.loads(path.read_text())["photo"] for path in (tmp_path / "o").glob("*.json")}
+    assert written == {
+        "a.json": str(paths[0]),
+        "a-3.json": str(paths[1]),
+        "A-4.json": str(paths[2]),
+        "a-2.json": str(paths[3]),
+    }
+
+
+def test_no_photo_is_replaced_by_a_result_and_no_result_is_taken_for_a_photo(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    other = photo(tmp_path / "a.overlay.png")  # somebody's own picture
+    before = other.read_bytes()
+    assert segment(tmp_path, "--out", tmp_path).exit_code == 0
+    assert other.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["a-2.json", "a.overlay.json"]
+    assert segment(tmp_path, "--out", tmp_path).exit_code == 0  # a second time, among its own results
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["a-2.json", "a.overlay.json"]
+
+
+def test_words_from_a_file_and_background(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png")
+    words = tmp_path / "words.yaml"
+    words.write_text("- {name: blue, thing: false, color: [1, 2, 3]}\n- red\n")
+    assert segment(path, "--out", tmp_path, "--background", classes=str(words)).exit_code == 0
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [word["label"] for word in written["words"]] == ["blue", "red", "background"]
+    assert written["words"][0]["is_thing"] is False
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), (128, 128, 128)).save(tmp_path / "grey.png")
+    done = segment(tmp_path / "grey.png", "--task", "panoptic", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert "nothing found" in done.stdout
+
+
+BAD_WORDS = {
+    "empty": ("", "empty"),
+    "only commas": (",,,", "empty"),
+    "hole": ("sky,,car", "class 2"),
+    "empty synonym": ("sky, car ||", "class 2"),
+    "twice": ("sky, car, sky", "sky"),
+    "twice as synonym": ("sky, car | sky", "sky"),
+    "missing file": ("nowhere/words.yaml", "no such file"),
+    "too long": ("x" * 1000, "at most 200"),
+    "broken yaml": ("broken.yaml", "not valid YAML"),
+    "broken json": ("broken.json", "not valid JSON"),
+    "wrong shape": ("number.json", "must be a list"),
+    "unknown key": ("key.json", "unknown key"),
+    "bad colour": ("color.json", "color"),
+    "empty file": ("empty.txt", "empty"),
+    "only comments": ("comments.txt", "only comments"),
+    "no text": ("binary.txt", "UTF-8"),
+    "folder": ("folder.txt", "a folder"),
+    "no name": ("noname.json", "has no name"),
+    "two keys": ("keys.json", "sky"),
+    "huge file": ("huge.txt", "larger than"),
+}
+
+
+@pytest.fixture
+def word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("- [sky, road\n- car")
+    (tmp_path / "broken.json").write_text('["sky", ')
+    (tmp_path / "number.json").write_text("7")
+    (tmp_path / "key.json").write_text('[{"name": "sky", "colour": [1, 2, 3]}]')
+    (tmp_path / "color.json").write_text('[{"name": "sky", "color": [1, 2, 999]}]')
+    (tmp_path / "noname.json").write_text('[{"synonyms": ["heavens"]}]')
+    (tmp_path / "keys.json").write_text('{"sky": [], "sky": []}')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "comments.txt").write_text("# sky\n\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "huge.txt").write_bytes(b"word\n" * 1_000_000)
+    (tmp_path / "folder.txt").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", BAD_WORDS)
+def test_bad_words_are_a_wrong_call(word_files: Path, kind: str) -> None:
+    classes, expected = BAD_WORDS[kind]
+    done = segment(photo(word_files / "a.png"), classes=classes)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lexiseg: --classes: ")
+    assert expected in line
+    assert done.stdout == ""
+    assert not (word_files / "out").exists()
+
+
+def test_other_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = photo(tmp_path / "a.png")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "notes").mkdir()
+    cases = {
+        "no model or folder is called": segment(path, model="street-teeny"),
+        "a folder without images": segment(tmp_path / "none"),
+        "cannot be made": segment(path, "--out", tmp_path / "file" / "x"),
+        "no device is called": lexiseg("segment", path, "--classes", "red", "--device", "gpu", "--model", "colours"),
+        "lexiseg.json: missing": segment(path, model=str(tmp_path / "notes")),
+    }
+    for expected, done in cases.items():
+        assert done.exit_code == 2, (expected, done.output)
+        (line,) = done.stderr.splitlines()
+        assert expected in line
+    for arguments in (["segment"], ["segment", path], ["segment", "--classes", "sky"], ["nonsense"]):
+        assert lexiseg(*arguments).exit_code == 2
+    assert lexiseg("segment", path, "--classes", "red", "--task", "things").exit_code == 2
+
+
+def test_bad_photos_do_not_end_a_batch_even_if_all_are_bad(tmp_path: Path) -> None:
+    done = segment(tmp_path / "a.jpg", tmp_path / "b.jpg", "--out", tmp_path / "o")
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 3
+    assert done.stdout == ""
+
+
+def test_results_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
+    good, blocked = photo(tmp_path / "good.png"), photo(tmp_path / "blocked.png")
+    (tmp_path / "o" / "blocked.overlay.png").mkdir(parents=True)
+    done = segment(blocked, good, "--out", tmp_path / "o")
+    assert done.exit_code == 1
+    assert "cannot be written" in done.stderr
+    assert (tmp_path / "o" / "good.json").is_file()
+
+
+def test_models() -> None:
+    done = lexiseg("models")
+    assert done.exit_code == 0
+    assert "street-tiny" in done.stdout
+    assert "non-commercial" in done.stdout
+    assert "PQ 26.8" in done.stdout
+    listed = json.loads(lexiseg("models", "--json").stdout)
+    assert {"name", "title", "state", "published", "weights_licence"} <= set(listed[0])
+
+
+def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"nothing")
+    for path in (tmp_path / "a.pth", tmp_path / "missing.pth"):
+        done = lexiseg("convert", path)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert path.name in line
+
+
+def test_help_is_fast_and_names_the_commands() -> None:
+    program = (
+        "import sys\n"
+        "from lexiseg.apps.cli import app\n"
+        "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "app(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for command in ("segment", "models", "convert"):
+        assert command in done.stdout

@@ -1,0 +1,221 @@
+"""The front door, on a model that knows three colours."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lexiseg.images import ImageError, ImageLimits, read_image
+from lexiseg.results import Result
+from lexiseg.segmenter import Segmenter, pick_device
+from lexiseg.vocabulary import Vocabulary, VocabularyClass, VocabularyError
+from tests.colour_model import colour_model
+
+WORDS = "red, green | grass, blue"
+
+
+def three_colours(height: int = 60, width: int = 90) -> np.ndarray:
+    """Red, green and blue thirds, side by side."""
+    rgb = np.zeros((height, width, 3), np.uint8)
+    for channel in range(3):
+        rgb[:, channel * width // 3 : (channel + 1) * width // 3, channel] = 200
+    return rgb
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    return Segmenter(colour_model(), device="cpu")
+
+
+def test_semantic(segmenter: Segmenter) -> None:
+    result = segmenter(three_colours(), WORDS)
+    assert isinstance(result, Result)
+    assert result.label_map.shape == (60, 90)
+    assert (result.label_map[:, 15], result.label_map[:, 45], result.label_map[:, 75]) == (
+        pytest.approx(0),
+        pytest.approx(1),
+        pytest.approx(2),
+    )
+    assert [segment.label for segment in sorted(result.segments, key=lambda s: s.label_index)] == [
+        "red",
+        "green",
+        "blue",
+    ]
+    assert all(0.2 < segment.share < 0.45 for segment in result.segments)
+    assert result.model == "colours"
+
+
+def test_the_order_of_words_decides_the_indices(segmenter: Segmenter) -> None:
+    result = segmenter(three_colours(), ["blue", "red"])
+    assert result.label_map[0, 15] == 1
+    assert result.label_map[0, 75] == 0
+    assert result.words == ("blue", "red")
+
+
+def test_panoptic_and_instance(segmenter: Segmenter) -> None:
+    panoptic = segmenter(three_colours(), WORDS, task="panoptic")
+    assert panoptic.task == "panoptic"
+    assert [segment.id for segment in panoptic.segments] == [1, 2, 3]
+    assert sorted(segment.label for segment in panoptic.segments) == ["blue", "green", "red"]
+    instance = segmenter(three_colours(), WORDS, task="instance")
+    assert sorted(segment.label for segment in instance.segments) == ["blue", "green", "red"]
+    scores = [segment.score for segment in instance.segments]
+    assert scores == sorted(scores, reverse=True)
+    everything = segmenter(three_colours(), WORDS, task="instance", min_score=0)
+    assert len(everything.segments) == 9
+    stuff = Vocabulary((VocabularyClass(("red",)), VocabularyClass(("blue",), is_thing=False)))
+    assert {s.label for s in segmenter(three_colours(), stuff, task="instance", min_score=0).segments} == {"red"}
+
+
+def test_portrait_landscape_and_tiny_photos_come_back_at_their_own_size(segmenter: Segmenter) -> None:
+    for size in ((1, 1), (2, 300), (300, 2), (97, 61), (61, 97), (400, 900)):
+        for task in ("semantic", "panoptic", "instance"):
+            result = segmenter(three_colours(*size), WORDS, task=task)
+            assert result.label_map.shape == size
+            result.overlay()
+
+
+def test_one_gives_one_and_many_give_a_list(segmenter: Segmenter, tmp_path: Path) -> None:
+    rgb = three_colours()
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).save(path)
+    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
+    for one in (path, str(path), Image.open(path), rgb, tensor, path.read_bytes(), read_image(path)):
+        assert isinstance(segmenter(one, WORDS), Result)
+    for many in ([path, rgb], (p for p in (path, path)), torch.stack([tensor, tensor]), np.stack([rgb, rgb])):
+        results = segmenter(many, WORDS)
+        assert [result.label_map.shape for result in results] == [(60, 90)] * 2
+    assert segmenter([], WORDS) == []
+    assert segmenter(path, WORDS).photo == str(path)
+    assert [r.photo for r in segmenter([path, rgb, Image.fromarray(rgb)], WORDS)] == [str(path), "image 2", "image 3"]
+
+
+def test_a_bad_picture_raises_in_a_call_and_is_reported_in_a_stream(segmenter: Segmenter, tmp_path: Path) -> None:
+    good = three_colours()
+    bad = tmp_path / "no.jpg"
+    with pytest.raises(ImageError, match="no such file"):
+        segmenter(bad, WORDS)
+    with pytest.raises(ImageError, match="no such file"):
+        segmenter([good, bad], WORDS)
+    outcomes = list(segmenter.stream([good, bad, np.zeros((2, 2, 9), np.uint8), good], WORDS))
+    assert [type(outcome) for _, outcome in outcomes] == [Result, ImageError, ImageError, Result]
+    assert outcomes[1][0] is bad
+    assert str(outcomes[2][1]).startswith("image 3: has the shape")
+
+
+def test_streams_are_lazy(segmenter: Segmenter) -> None:
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield three_colours()
+
+    stream = segmenter.stream(endless(), WORDS)
+    assert taken == []
+    next(stream)
+    next(stream)
+    assert len(taken) == 2
+
+
+def test_memory_trouble_with_one_photo_does_not_stop_the_rest(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = segmenter.model.system.forward
+
+    def tight(images, text):
+        if images.original_hw[0] == (70, 70):
+            raise torch.OutOfMemoryError("no")
+        return original(images, text)
+
+    monkeypatch.setattr(segmenter.model.system, "forward", tight)
+    photos = [three_colours(), three_colours(70, 70), three_colours()]
+    outcomes = [outcome for _, outcome in segmenter.stream(photos, WORDS)]
+    assert [type(outcome) for outcome in outcomes] == [Result, ImageError, Result]
+    assert "does not fit into memory" in str(outcomes[1])
+
+
+def test_words_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path))
+    model = colour_model("once")
+    segmenter = Segmenter(model, "cpu")
+    segmenter([three_colours()] * 3, WORDS)
+    segmenter(three_colours(), WORDS)
+    assert sorted(model.text_encoder().prompts) == ["blue", "grass", "green", "red"]
+    again = colour_model("once")
+    Segmenter(again, "cpu")(three_colours(), "green, red")
+    assert again.text_encoder().prompts == []  # from the disk
+
+
+def test_background(segmenter: Segmenter) -> None:
+    result = segmenter(three_colours(), "red", background=True)
+    assert result.words == ("red", "background")
+    assert result.label_map[0, 15] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "empty"),
+        ([], "no classes"),
+        (["red", " "], "empty"),
+        ("red, red", "red"),
+        (["a" * 500], "at most 200"),
+        (7, "list of classes"),
+        ("no-such-file.yaml", "no such file"),
+    ],
+)
+def test_bad_words_are_told_before_any_picture_is_read(segmenter: Segmenter, words: object, expected: str) -> None:
+    with pytest.raises(VocabularyError) as caught:
+        segmenter.stream(iter(["never read"]), words)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes(segmenter: Segmenter) -> None:
+    with pytest.raises(ValueError, match="choose one of semantic, panoptic, instance"):
+        segmenter(three_colours(), WORDS, task="things")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        segmenter(three_colours(), WORDS, min_score=40)
+    sky = Vocabulary((VocabularyClass(("sky",), is_thing=False),))
+    with pytest.raises(ValueError, match="is stuff"):
+        segmenter(three_colours(), sky, task="instance")
+    with pytest.raises(ImageError, match="raise max_pixels"):
+        Segmenter(colour_model(), "cpu", ImageLimits(max_pixels=99))(three_colours(), WORDS)
+    with pytest.raises(ValueError, match="no model or folder"):
+        Segmenter.from_pretrained("street-teeny")
+
+
+def test_devices(segmenter: Segmenter) -> None:
+    assert pick_device("auto").type in ("cuda", "mps", "cpu")
+    assert pick_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="no device is called 'gpu'"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="use cpu or auto"):
+            pick_device("cuda")
+    assert segmenter.to("cpu") is segmenter
+    assert segmenter(three_colours(), WORDS).label_map.shape == (60, 90)
+
+
+def test_gradients_are_not_kept(segmenter: Segmenter) -> None:
+    assert torch.is_grad_enabled()
+    segmenter(three_colours(), WORDS)
+    assert torch.is_grad_enabled()
+
+
+def test_importing_the_package_is_light() -> None:
+    program = (
+        "import sys, lexiseg\n"
+        "heavy = {'torch', 'open_clip', 'timm', 'PIL', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from lexiseg import Vocabulary\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(lexiseg.__all__) <= set(dir(lexiseg))\n"
+        "assert lexiseg.__version__\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
