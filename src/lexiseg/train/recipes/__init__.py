@@ -1,1 +1,1 @@
-"""One recipe per trained model: what trains, on what, with which numbers."""
+"""One module per training. Each opens with its command, its hours and the number to expect."""

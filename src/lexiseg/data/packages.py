@@ -1,0 +1,94 @@
+"""Labelled photos in the folder-or-zip format of the project's data packages.
+
+    <name>/images/<id>.jpg     RGB photo
+    <name>/labels/<id>.png     8-bit class index, 255 = ignore
+    <name>/segments/<id>.png   8-bit region index inside the photo, 0 = none (optional)
+    <name>/segments.json       id -> [[region, class, iscrowd], ...]         (optional)
+    <name>/dataset.json        classes, ignore, splits, ...
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    id: str
+    image: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    labels: NDArray[np.uint8]
+    """[H, W] class index, 255 = ignore."""
+    regions: NDArray[np.uint8]
+    """[H, W] region index inside the photo, 0 = none. All 0 where the package has no regions."""
+
+
+class LabelledPhotos:
+    """One package: a folder, or a zip that holds one folder of its own name."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._zip: zipfile.ZipFile | None = None
+        if self.path.is_dir():
+            self.root = self.path.name
+        elif zipfile.is_zipfile(self.path):
+            self._zip = zipfile.ZipFile(self.path)
+            tops = {name.split("/")[0] for name in self._zip.namelist()}
+            if len(tops) != 1:
+                raise ValueError(f"{self.path}: a data package holds one folder, this zip holds {len(tops)}")
+            self.root = tops.pop()
+        else:
+            raise ValueError(f"{self.path}: neither a folder nor a zip file")
+        try:
+            description = json.loads(self.read("dataset.json"))
+        except (KeyError, FileNotFoundError):
+            raise ValueError(f"{self.path}: no dataset.json inside, so this is no data package") from None
+        self.name: str = description.get("name", self.root)
+        self.classes: tuple[str, ...] = tuple(description["classes"])
+        self.ignore: int = description.get("ignore", 255)
+        self.splits: dict[str, list[str]] = description["splits"]
+        self.is_thing: tuple[bool, ...] | None = (
+            tuple(bool(flag) for flag in description["isthing"]) if "isthing" in description else None
+        )
+        self.has_regions = bool(description.get("segments"))
+        self.license: str = str(description.get("license", ""))
+
+    def read(self, name: str) -> bytes:
+        """One member of the package. KeyError or FileNotFoundError where it is missing."""
+        if self._zip is not None:
+            return self._zip.read(f"{self.root}/{name}")
+        return (self.path / name).read_bytes()
+
+    def ids(self, split: str) -> list[str]:
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    @cached_property
+    def region_classes(self) -> dict[str, list[list[int]]]:
+        """id -> [[region, class, iscrowd], ...]; empty where the package does not say."""
+        try:
+            return json.loads(self.read("segments.json"))
+        except (KeyError, FileNotFoundError):
+            return {}
+
+    def photo(self, id: str) -> LabelledPhoto:
+        image = self._array(f"images/{id}.jpg", "RGB")
+        labels = self._array(f"labels/{id}.png", None)
+        regions = self._array(f"segments/{id}.png", None) if self.has_regions else np.zeros_like(labels)
+        if image.shape[:2] != labels.shape or regions.shape != labels.shape:
+            raise ValueError(f"{self.name}/{id}: photo, labels and regions differ in size")
+        return LabelledPhoto(id, image, labels, regions)
+
+    def _array(self, name: str, mode: str | None) -> NDArray[np.uint8]:
+        with Image.open(io.BytesIO(self.read(name))) as picture:
+            return np.asarray(picture if mode is None else picture.convert(mode))

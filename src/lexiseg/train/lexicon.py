@@ -1,0 +1,77 @@
+"""Concepts and their names: the words the embedded models are taught.
+
+The words are in `lexicon.yaml`, our own list of streets, outdoors and the things of COCO. Some names of every concept
+are held out, among them every string of the zero-shot synonym tests: they measure, they never train.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from importlib.resources import files
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One meaning. `names[0]` is its usual name."""
+
+    names: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    def draw(self, rng: random.Random) -> str:
+        """A name to train with: the usual one two times in five, since most users type that one."""
+        return self.names[0] if rng.random() < 0.4 else rng.choice(self.names)
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    concepts: dict[str, Concept]
+    overlaps: frozenset[frozenset[str]]
+    """Pairs of concepts that can both be true of a pixel."""
+
+    def concept_of(self, name: str) -> str:
+        """The concept a class name of a label set stands for: its own entry, or the one that lists it."""
+        if name in self.concepts:
+            return name
+        owners = [key for key, concept in self.concepts.items() if name in concept.names]
+        if len(owners) != 1:
+            raise KeyError(f"{name!r} is a name of {len(owners)} concepts; the lexicon must hold it once")
+        return owners[0]
+
+    def overlap(self, a: str, b: str) -> bool:
+        return a == b or frozenset((a, b)) in self.overlaps
+
+    def training_names(self) -> list[str]:
+        return [name for concept in self.concepts.values() for name in concept.names]
+
+    def held_out_names(self) -> list[str]:
+        return [name for concept in self.concepts.values() for name in concept.held_out]
+
+
+def split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def load_lexicon() -> Lexicon:
+    """The lexicon of this package. A name has one owner, except where `lexicon.yaml` is wrong: then ValueError."""
+    content = yaml.safe_load(files("lexiseg.train").joinpath("lexicon.yaml").read_text(encoding="utf-8"))
+    concepts = {}
+    owner: dict[str, str] = {}
+    for key, text in content["concepts"].items():
+        names = split_names(text)
+        held_out = tuple(name[1:] for name in names if name.startswith("~"))
+        concepts[key] = Concept(tuple(name for name in names if not name.startswith("~")), held_out)
+        for name in (*concepts[key].names, *held_out):
+            if name in owner:
+                raise ValueError(f"lexicon: {name!r} belongs to {owner[name]!r} and to {key!r}")
+            owner[name] = key
+    overlaps = set()
+    for key, text in content["overlaps"].items():
+        for other in split_names(text):
+            for concept in (key, other):
+                if concept not in concepts:
+                    raise ValueError(f"lexicon: overlaps name {concept!r}, which is no concept")
+            overlaps.add(frozenset((key, other)))
+    return Lexicon(concepts, frozenset(overlaps))
