@@ -47,16 +47,6 @@ def tower(request: pytest.FixtureRequest) -> dict[str, Any]:
     return TOWERS[request.param]
 
 
-@pytest.fixture
-def resnet() -> dict[str, Any]:
-    return TOWERS["resnet"]
-
-
-@pytest.fixture
-def generator() -> dict[str, int]:
-    return dict(GENERATOR)
-
-
 def official_name(name: str) -> str:
     """The official name of a tensor of the system ("encoder.", ...) or of the text encoder ("text.")."""
     clip = "backbone.clip_model."

@@ -18,18 +18,18 @@ from lexiseg.zoo.convert import convert, convert_fcclip, read_training_phrases, 
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import converted_folder, load
 from lexiseg.zoo.model_folder import load_folder
-from tests.zoo.conftest import TOWERS, official_checkpoint, randomise
+from tests.zoo.conftest import GENERATOR, TOWERS, official_checkpoint, randomise
 
 
-def toy(tower: dict[str, Any], generator: dict[str, int]) -> tuple[System, torch.nn.Module]:
-    system, text = fcclip(tower, device="cpu", **generator), text_encoder(tower, device="cpu")
+def toy(tower: dict[str, Any]) -> tuple[System, torch.nn.Module]:
+    system, text = fcclip(tower, device="cpu", **GENERATOR), text_encoder(tower, device="cpu")
     randomise(system, 0)
     randomise(text, 1)
     return system, text
 
 
-def test_round_trip(tower: dict[str, Any], generator: dict[str, int], run: Any, tmp_path: Path) -> None:
-    system, text = toy(tower, generator)
+def test_round_trip(tower: dict[str, Any], run: Any, tmp_path: Path) -> None:
+    system, text = toy(tower)
     torch.save(
         {"model": official_checkpoint(system.state_dict(), text.state_dict()), "iteration": 9}, tmp_path / "toy.pth"
     )
@@ -50,10 +50,10 @@ def test_round_trip(tower: dict[str, Any], generator: dict[str, int], run: Any, 
     assert model.training_phrases == COCO_PHRASES
 
 
-def test_sizes_are_read_off_the_shapes(generator: dict[str, int]) -> None:
+def test_sizes_are_read_off_the_shapes() -> None:
     tower = TOWERS["resnet"]
-    source = official_checkpoint(fcclip(tower, **generator).state_dict(), text_encoder(tower).state_dict())
-    assert sizes(layout.describe(source)) == generator
+    source = official_checkpoint(fcclip(tower, **GENERATOR).state_dict(), text_encoder(tower).state_dict())
+    assert sizes(layout.describe(source)) == GENERATOR
 
 
 def published(name: str) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def test_a_published_model_gets_its_name_and_place(monkeypatch: pytest.MonkeyPat
                 load(entry.name)
 
 
-def test_files_that_are_not_fcclip(tmp_path: Path, generator: dict[str, int]) -> None:
+def test_files_that_are_not_fcclip(tmp_path: Path) -> None:
     torch.save({"model": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ConversionError, match=r"other\.pth: not an FC-CLIP checkpoint.*layer\.weight"):
         convert(tmp_path / "other.pth", tmp_path / "out")
@@ -139,7 +139,7 @@ def test_files_that_are_not_fcclip(tmp_path: Path, generator: dict[str, int]) ->
         convert(tmp_path / "other.pth", tmp_path / "out", layout="maft")
 
     tower = TOWERS["resnet"]
-    source = official_checkpoint(*(module.state_dict() for module in toy(tower, generator)))
+    source = official_checkpoint(*(module.state_dict() for module in toy(tower)))
     torch.save(source, tmp_path / "toy.pth")
     with pytest.raises(ConversionError, match="none of the published towers"):
         convert(tmp_path / "toy.pth", tmp_path / "out")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ from lexiseg.zoo.fcclip import fcclip, text_encoder
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
 TEXT_FILE = "text.safetensors"
+
+PLAIN_NAME = r"\w[\w.-]*\.safetensors"
+BESIDE_NAME = rf"(\.\./\w[\w.-]*/)?{PLAIN_NAME}"
 
 MAX_SETTINGS_BYTES = 4 * 2**20
 MAX_NUMBER = 1_000_000
@@ -237,8 +241,7 @@ def read_settings(path: Path, *, siblings: bool = False) -> Settings:
         settings = Settings.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ModelFolderError(f"{path}: {_in_one_line(error)}") from error
-    plain, beside = r"[\w][\w.-]*\.safetensors", r"\.\./[\w][\w.-]*/[\w][\w.-]*\.safetensors"
-    if not re.fullmatch(plain, settings.text) and not (siblings and re.fullmatch(beside, settings.text)):
+    if not re.fullmatch(BESIDE_NAME if siblings else PLAIN_NAME, settings.text):
         raise ModelFolderError(f"{path}: text: {settings.text!r} is not the name of a safetensors file in this folder")
     return settings
 
@@ -286,7 +289,7 @@ def save_model_folder(
     if not isinstance(text, str):
         states[TEXT_FILE] = _state_of(text)
         _check_fit(_build_text(path, settings), states[TEXT_FILE], TEXT_FILE)
-    elif not (folder / text).is_file():
+    elif not re.fullmatch(BESIDE_NAME, text) or not Path(os.path.normpath(folder / text)).is_file():
         raise ModelFolderError(f"{folder / text}: the text tower this folder refers to does not exist")
 
     folder.mkdir(parents=True, exist_ok=True)
