@@ -12,9 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from lexiseg.apps.cli import app
+from lexiseg.images import Canvas, read_image
+from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import load
-from lexiseg.zoo.model_folder import Model
+from lexiseg.zoo.model_folder import Model, save_model_folder
 from tests.colour_model import colour_model
+from tests.zoo.conftest import GENERATOR, TOWERS
 
 WORDS = "red, green | grass, blue"
 
@@ -263,6 +266,61 @@ def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
         assert path.name in line
 
 
+def labelled_photos(folder: Path) -> Path:
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 30:] = 1
+    for name in ("p0", "p1", "p2"):
+        photo(folder / "images" / f"{name}.jpg")
+        Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
+    description = {"name": "sides", "classes": ["left", "right"], "splits": {"test": ["p0", "p1", "p2"]}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_eval(tmp_path: Path) -> None:
+    data = labelled_photos(tmp_path / "sides")
+    call = ("eval", "--data", data, "--model", "colours", "--device", "cpu")
+    done = lexiseg(*call, "--words", "red, blue", "--out", tmp_path / "o", "--json")
+    assert done.exit_code == 0, done.output
+    measured = json.loads(done.stdout)
+    assert measured["photos"] == 3
+    assert measured["miou"]["gt"] > 90
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        "colours.sides.test.json",
+        "colours.sides.test.md",
+    ]
+    assert "mIoU, rule `gt`" in lexiseg(*call, "--words", "red, blue", "--limit", 1).stdout
+    for wrong in (("--words", "red"), ("--split", "nowhere"), ("--words", "")):
+        done = lexiseg(*call, *wrong)
+        assert done.exit_code == 2, done.output
+    done = lexiseg("eval", "--data", tmp_path / "nothing.zip", "--model", "colours")
+    assert done.exit_code == 2
+    assert "nothing.zip" in done.stderr
+
+
+def test_a_model_folder_of_the_real_kind(tmp_path: Path) -> None:
+    """Random weights: the words mean nothing, but everything between the files and the files runs."""
+    torch.manual_seed(0)
+    system, text = fcclip(TOWERS["resnet"], device="cpu", **GENERATOR), text_encoder(TOWERS["resnet"], device="cpu")
+    folder = save_model_folder(
+        tmp_path / "toy",
+        system,
+        text,
+        builder="fcclip",
+        arguments={"tower": TOWERS["resnet"], **GENERATOR},
+        templates="photo1",
+        canvas=Canvas(64, 96),
+    )
+    paths = [photo(tmp_path / "a.jpg"), photo(tmp_path / "b.jpg", 50, 33)]
+    for task in ("semantic", "panoptic", "instance"):
+        done = segment(*paths, "--task", task, "--out", tmp_path / task, model=str(folder))
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / task / "b.json").read_text())["model"] == "toy"
+        assert read_image(tmp_path / task / "b.labels.png").size_hw == (50, 33)
+
+
 def test_help_is_fast_and_names_the_commands() -> None:
     program = (
         "import sys\n"
@@ -271,5 +329,5 @@ def test_help_is_fast_and_names_the_commands() -> None:
         "app(['--help'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    for command in ("segment", "models", "convert"):
+    for command in ("segment", "models", "convert", "eval"):
         assert command in done.stdout
