@@ -13,6 +13,7 @@ from lexiseg.vocabulary import (
     VocabularyClass,
     VocabularyError,
     make_prompts,
+    split_comma_format,
     template_set,
 )
 
@@ -110,7 +111,7 @@ def test_details_of_a_class() -> None:
         ({"sky": {"synonym": "x"}}, "unknown key 'synonym'"),
         ({7: None}, "a number (7) where a name was expected"),
         (7, "is a number (7)"),
-        (["a" * 201], "201 characters"),
+        (["a" * 501], "501 characters"),
         (["a\x00b"], "cannot be printed"),
         (["a\ud800b"], "cannot be printed"),
     ],
@@ -219,13 +220,26 @@ def test_comma_format_keeps_every_letter() -> None:
     for lines, says in [
         ("person,child", "one string"),
         (["a", 3], "class 2 is a number"),
-        (["a,,b"], "class 1: an empty name"),
+        (["b", "a,,b"], "class 2, 'a,,b': an empty name"),
+        (["a,"], "class 1, 'a,': an empty name"),
         ([], "no classes"),
     ]:
         with pytest.raises(VocabularyError, match=says):
             Vocabulary.from_comma_format(lines)  # type: ignore[arg-type]
     with pytest.raises(VocabularyError, match="1 thing flags for 2 classes"):
         Vocabulary.from_comma_format(["a", "b"], is_thing=[True])
+
+
+def test_the_constructor_looks_at_the_form_only() -> None:
+    assert Vocabulary((VocabularyClass(split_comma_format("a,")),)).phrases == ("a", "")
+    for classes, says in [
+        ((), "no classes"),
+        ((VocabularyClass(()),), "class 1 has no phrase"),
+        ((VocabularyClass((3,)),), "class 1: a number"),  # type: ignore[arg-type]
+        ((VocabularyClass(("a",), color=(0, 0, -1)),), "color"),
+    ]:
+        with pytest.raises(VocabularyError, match=says):
+            Vocabulary(classes)
 
 
 def test_seen_is_by_the_letter() -> None:

@@ -18,7 +18,7 @@ from lexiseg.clip.text import tokenize
 from lexiseg.regions.attention_pool import AttentionPool, MaskedAttention2d
 from lexiseg.text_bank import unit_rows
 from lexiseg.types import Features, Images
-from lexiseg.vocabulary import TEMPLATES, Vocabulary, make_prompts
+from lexiseg.vocabulary import TEMPLATES, Vocabulary, VocabularyClass, make_prompts, split_comma_format
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -39,8 +39,11 @@ def run(case: Case, arrays: Arrays, folder: Path) -> Values | None:
 
 def words(case: Case, arrays: Arrays) -> Values:
     """Spec 2.2: phrases, prompts, tokens, rows and the seen mask."""
-    vocabulary = Vocabulary.from_comma_format(case["test_classes"])
-    training = Vocabulary.from_comma_format(case["train_classes"])
+    vocabulary, training = (
+        # Not through the reader of files, which refuses what the rule itself leaves possible: empty and endless names.
+        Vocabulary(tuple(VocabularyClass(split_comma_format(line)) for line in case[part]))
+        for part in ("test_classes", "train_classes")
+    )
     templates = TEMPLATES["fcclip14"]
     prompts = make_prompts(vocabulary.phrases, templates)
     raw = torch.from_numpy(arrays["raw_features"])
@@ -71,7 +74,7 @@ def attention_pool(case: Case, arrays: Arrays) -> Values:
     """Spec 2.3b, masked attention pooling."""
     weights = filled(case)
     positions, channels = weights["positional_embedding"].shape
-    heads = number({"run": f"{case['weights']} {case['run']}"}, r"(\d+) heads", channels // 64)
+    heads = number({"run": f"{case['weights']} {case['run']}"}, r"(\d+) heads", max(1, channels // 64))
     pool = MaskedAttention2d(
         channels, heads, out_dim=len(weights["c_proj.bias"]), grid_size=round((positions - 1) ** 0.5)
     )

@@ -17,7 +17,7 @@ Color = tuple[int, int, int]
 
 MAX_PHRASES = 20_000
 """Phrases of one vocabulary. The largest list in use (LVIS with synonyms) has some 2,000."""
-MAX_CHARACTERS = 200
+MAX_CHARACTERS = 500
 """Characters of one phrase: more than CLIP reads, which is 75 tokens."""
 MAX_FILE_BYTES = 4 * 2**20
 """Bytes of a vocabulary file: room for as many phrases as are allowed."""
@@ -99,7 +99,8 @@ class Vocabulary:
     """The classes of one question to a model, in the order of their indices.
 
     `parse` reads what users write and is strict about mistakes. The constructor and `from_comma_format` keep every
-    phrase letter by letter, repeated ones too: published vocabularies contain them and were scored with them.
+    phrase letter by letter, repeated ones too: published vocabularies contain them and were scored with them. The
+    constructor looks at the form only; what a phrase may be is for those to judge who read one from somebody.
     """
 
     classes: tuple[VocabularyClass, ...]
@@ -114,8 +115,9 @@ class Vocabulary:
             if not entry.phrases:
                 raise VocabularyError(f"{where} has no phrase: give it a name")
             for phrase in entry.phrases:
-                _check_phrase(phrase, where)
-            _check_color(entry.color, f"{where} ({entry.name!r})")
+                if not isinstance(phrase, str):
+                    raise VocabularyError(f"{where}: {_kind(phrase)} where a phrase was expected")
+            _check_color(entry.color, f"{where} ({_shown(entry.name)})")
         _check_count(sum(len(entry.phrases) for entry in self.classes), "the vocabulary")
 
     def __len__(self) -> int:
@@ -179,9 +181,8 @@ class Vocabulary:
     def from_comma_format(cls, lines: Sequence[str], is_thing: Sequence[bool] | None = None) -> Vocabulary:
         """The format of the published class lists: one string per class, commas between its synonyms.
 
-        ", " becomes "," and the string is split at ",". Nothing else is trimmed and no case is changed (after "lawn,"
-        two blanks leave one before "meadow"): scores and the seen / unseen rule depend on the very letters. `is_thing`
-        has one entry per class; without it all are things.
+        Nothing but the blank after a comma is trimmed and no case is changed (see `split_comma_format`): scores and the
+        seen / unseen rule depend on the very letters. `is_thing` has one entry per class; without it all are things.
         """
         if isinstance(lines, str):
             raise VocabularyError(f"{_shown(lines)}: one string; the comma format is a list with a string per class")
@@ -191,12 +192,10 @@ class Vocabulary:
         for index, line in enumerate(lines):
             if not isinstance(line, str):
                 raise VocabularyError(f"class {index + 1} is {_kind(line)}: the comma format has one string per class")
-        return cls(
-            tuple(
-                VocabularyClass(phrases=tuple(line.replace(", ", ",").split(",")), is_thing=thing)
-                for line, thing in zip(lines, things, strict=True)
-            )
-        )
+            for phrase in split_comma_format(line):
+                _check_phrase(phrase, f"class {index + 1}, {_shown(line)}")
+        pairs = zip(lines, things, strict=True)
+        return cls(tuple(VocabularyClass(split_comma_format(line), is_thing=thing) for line, thing in pairs))
 
     def with_background(self) -> Vocabulary:
         """The same classes and a last one for everything else, made of generic words that none of them uses."""
@@ -209,6 +208,14 @@ class Vocabulary:
             )
         phrases = (BACKGROUND_NAME, *(phrase for phrase in BACKGROUND_PHRASES if _singular(phrase) not in taken))
         return Vocabulary((*self.classes, VocabularyClass(phrases, is_thing=False)), background=True)
+
+
+def split_comma_format(line: str) -> tuple[str, ...]:
+    """ "person, child,girl" -> its phrases by the rule of the published lists.
+
+    ", " becomes "," and the string is split at ",". After "lawn," two blanks leave one before "meadow".
+    """
+    return tuple(line.replace(", ", ",").split(","))
 
 
 def template_set(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -395,9 +402,7 @@ def _check_color(color: Any, where: str) -> None:
         raise VocabularyError(f"{where}: color {_shown(color)}; it must be '#rrggbb' or three numbers from 0 to 255")
 
 
-def _check_phrase(phrase: Any, where: str) -> None:
-    if not isinstance(phrase, str):
-        raise VocabularyError(f"{where}: {_kind(phrase)} where a phrase was expected")
+def _check_phrase(phrase: str, where: str) -> None:
     if not phrase.strip():
         raise VocabularyError(f"{where}: an empty name; remove it or write the missing word")
     if len(phrase) > MAX_CHARACTERS:
