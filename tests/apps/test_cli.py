@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from lexiseg.apps.cli import app
+from lexiseg.apps.recipes import RECIPES
 from lexiseg.images import Canvas, read_image
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import load
@@ -300,6 +302,48 @@ def test_eval(tmp_path: Path) -> None:
     assert "nothing.zip" in done.stderr
 
 
+def test_train_lists_recipes_and_shows_their_options() -> None:
+    listed = lexiseg("train")
+    assert listed.exit_code == 0
+    assert lexiseg("train", "--help").stdout == listed.stdout
+    for name in RECIPES:
+        assert name in listed.stdout
+        shown = lexiseg("train", name, "--help")
+        assert shown.exit_code == 0, shown.output
+        assert "--out" in shown.stdout
+    for wrong in (
+        ["nonsense"],
+        ["tiny-text"],
+        ["tiny-text", "--out", "x", "--steps", "many"],
+        ["tiny-text", "--nonsense"],
+    ):
+        assert lexiseg("train", *wrong).exit_code == 2
+    assert "choose one of" in lexiseg("train", "nonsense").stderr
+
+
+def test_train_passes_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, object] = {}
+
+    def recipe(
+        data: Path,
+        out: Path,
+        mixture: dict[str, float],
+        steps: int = 5,
+        deadline: float | None = None,
+        start: Path | None = None,
+    ) -> bool:
+        given.update(locals())
+        return False
+
+    monkeypatch.setattr("lexiseg.train.recipes.tiny_tower.train", recipe)
+    done = lexiseg("train", "street-tiny-tower", "--data", "d", "--out", tmp_path, "--minutes", "2", "--start", "s")
+    assert done.exit_code == 0, done.output
+    assert "goes on from here" in done.stderr
+    assert (given["data"], given["out"], given["steps"], given["start"]) == (Path("d"), tmp_path, 5, Path("s"))
+    assert given["mixture"]["camvid"] > 0
+    assert 100 < given["deadline"] - time.time() < 121
+
+
 def test_a_model_folder_of_the_real_kind(tmp_path: Path) -> None:
     """Random weights: the words mean nothing, but everything between the files and the files runs."""
     torch.manual_seed(0)
@@ -329,5 +373,5 @@ def test_help_is_fast_and_names_the_commands() -> None:
         "app(['--help'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    for command in ("segment", "models", "convert", "eval"):
+    for command in ("segment", "models", "convert", "train", "eval"):
         assert command in done.stdout

@@ -166,6 +166,34 @@ def convert(
     print(report.summary())
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--about"]},
+    options_metavar="[RECIPE --help]",
+)
+def train(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="Its name. Without one the recipes are listed.")] = None,
+) -> None:
+    """Train a model by a recipe; RECIPE --help shows its options. The same command goes on where it stopped."""
+    from lexiseg.apps.recipes import RECIPES, start
+
+    if recipe in (None, "-h", "--help"):
+        print("Recipes (`lexiseg train RECIPE --help` shows the options of one):\n")
+        for name, entry in RECIPES.items():
+            print(f"  {name:20} {entry.summary}")
+        return
+    if recipe not in RECIPES:
+        _wrong(f"no recipe is called {recipe!r}: choose one of {', '.join(RECIPES)}")
+    try:
+        complete = start(recipe, context.args)
+    except ModuleNotFoundError as error:
+        _wrong(f"{recipe} needs {error.name}: pip install 'lexiseg[train,dev]'")
+    except (ValueError, FileNotFoundError) as error:
+        _wrong(f"{recipe}: {error}")
+    if complete is False:
+        _say(f"lexiseg: {recipe} is not complete; the same command goes on from here")
+
+
 @app.command("eval")
 def evaluate(
     data: Annotated[Path, typer.Option(help="Labelled photos: a folder or a zip with dataset.json inside.")],
