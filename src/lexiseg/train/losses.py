@@ -14,15 +14,22 @@ from lexiseg.train.points import Draw, sample_points, uncertain_points, uniform
 from lexiseg.types import Proposals
 
 
-def mask_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> Tensor:
-    """logits and targets [M, P] -> binary cross-entropy: mean over points, summed over masks, / num_masks."""
+def mask_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float, known: Tensor | None = None) -> Tensor:
+    """logits and targets [M, P] -> binary cross-entropy: mean over points, summed over masks, / num_masks.
+
+    known: [M, P] in 0..1, the points that count; None for all.
+    """
     per_point = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if known is not None:
+        return ((per_point * known).sum(dim=1) / known.sum(dim=1).clamp(min=1.0)).sum() / num_masks
     return per_point.mean(dim=1).sum() / num_masks
 
 
-def dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> Tensor:
+def dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor | float, known: Tensor | None = None) -> Tensor:
     """logits and targets [M, P] -> 1 - Dice coefficient smoothed by one point, summed over masks, / num_masks."""
     probs = logits.sigmoid()
+    if known is not None:
+        probs, targets = probs * known, targets * known
     overlap = 2 * (probs * targets).sum(dim=1)
     total = probs.sum(dim=1) + targets.sum(dim=1)
     return (1 - (overlap + 1) / (total + 1)).sum() / num_masks
@@ -88,7 +95,7 @@ class Criterion:
         class_logits = prediction.class_logits
         if self.class_agnostic and class_logits is not None:
             class_logits = objectness(class_logits)
-            targets = [SegmentTargets(torch.zeros_like(t.labels), t.masks) for t in targets]
+            targets = [SegmentTargets(torch.zeros_like(t.labels), t.masks, t.known) for t in targets]
         matches = [
             self.matcher(masks, None if class_logits is None else class_logits[index], target, draw)
             for index, (masks, target) in enumerate(zip(prediction.mask_logits, targets, strict=True))
@@ -125,9 +132,10 @@ class Criterion:
         points = uncertain_points(matched.detach(), self.num_points, draw, self.oversample, self.importance)
         logits = sample_points(matched[:, None], points)[:, 0]  # [M, P]
         labels = _sample_targets(targets, matches, points)
+        known = _sample_known(targets, matches, points)
         return {
-            "loss_mask": mask_loss(logits, labels, num_masks),
-            "loss_dice": dice_loss(logits, labels, num_masks),
+            "loss_mask": mask_loss(logits, labels, num_masks, known),
+            "loss_dice": dice_loss(logits, labels, num_masks, known),
         }
 
 
@@ -143,6 +151,27 @@ def _sample_targets(targets: Sequence[SegmentTargets], matches: list[Matches], p
         masks = target.masks[match.targets].to(points)
         padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
         sampled.append(sample_points(functional.pad(masks, padding)[:, None], own_points)[:, 0])
+    return torch.cat(sampled)
+
+
+@torch.no_grad()
+def _sample_known(targets: Sequence[SegmentTargets], matches: list[Matches], points: Tensor) -> Tensor | None:
+    """Whether points [M, P, 2] are where the truth is known: 0 or 1 [M, P], or None where all of it is."""
+    if all(target.known is None for target in targets):
+        return None
+    height = max(t.masks.shape[-2] for t in targets)
+    width = max(t.masks.shape[-1] for t in targets)
+    sampled = []
+    for target, match, own_points in zip(
+        targets, matches, points.split([len(m.targets) for m in matches]), strict=True
+    ):
+        if target.known is None or len(own_points) == 0:
+            sampled.append(own_points.new_ones(own_points.shape[:2]))
+            continue
+        padding = (0, width - target.known.shape[-1], 0, height - target.known.shape[-2])
+        known = functional.pad(target.known.to(points), padding)[None, None]
+        here = sample_points(known, own_points.flatten(0, 1)[None])[0, 0]
+        sampled.append((here > 0.5).to(points).view(own_points.shape[:2]))
     return torch.cat(sampled)
 
 

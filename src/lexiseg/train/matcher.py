@@ -21,6 +21,8 @@ class SegmentTargets:
     """[N] int64 class indices, 0..K-1."""
     masks: Tensor
     """[N, H, W] bool on the canvas, false in the padding; they need not cover it."""
+    known: Tensor | None = None
+    """[H, W] bool: false where nobody has said what is there, so that nothing is asked of any mask. None: all is known."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class Matcher:
         with torch.autocast(mask_logits.device.type, enabled=False):
             logits = sample_points(mask_logits[None].float(), points)[0]  # [Q, P]
             inside = sample_points(targets.masks[None].to(logits), points)[0]  # [N, P], fractional at borders
+            if targets.known is not None:
+                told = sample_points(targets.known[None, None].to(logits), points)[0, 0] > 0.5  # [P]
+                logits, inside = logits[:, told], inside[:, told]
             cost = self.mask_weight * mask_cost(logits, inside) + self.dice_weight * dice_cost(logits, inside)
             if class_logits is not None:
                 cost = cost - self.class_weight * class_logits.float().softmax(dim=-1)[:, targets.labels]
@@ -73,7 +78,7 @@ def mask_cost(logits: Tensor, targets: Tensor) -> Tensor:
     """logits [Q, P], targets [N, P] in 0..1 -> [Q, N]: binary cross-entropy, mean over the points."""
     inside = functional.softplus(-logits) @ targets.T
     outside = functional.softplus(logits) @ (1 - targets).T
-    return (inside + outside) / logits.shape[1]
+    return (inside + outside) / max(1, logits.shape[1])
 
 
 def dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
