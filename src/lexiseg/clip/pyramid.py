@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-import torch
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,10 +1,10 @@
 """Labelled photos in the folder-or-zip format of the project's data packages.
 
-    <name>/images/<id>.jpg     RGB photo
-    <name>/labels/<id>.png     8-bit class index, 255 = ignore
-    <name>/segments/<id>.png   8-bit region index inside the photo, 0 = none (optional)
-    <name>/segments.json       id -> [[region, class, iscrowd], ...]         (optional)
-    <name>/dataset.json        classes, ignore, splits, ...
+<name>/images/<id>.jpg     RGB photo
+<name>/labels/<id>.png     8-bit class index, 255 = ignore
+<name>/segments/<id>.png   8-bit region index inside the photo, 0 = none (optional)
+<name>/segments.json       id -> [[region, class, iscrowd], ...]         (optional)
+<name>/dataset.json        classes, ignore, splits, ...
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class LabelledPhoto:
+    """One photo and what is known of its pixels."""
+
     id: str
     image: NDArray[np.uint8]
     """[H, W, 3] RGB."""

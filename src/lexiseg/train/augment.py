@@ -86,8 +86,8 @@ def recolour(rng: random.Random, picture: Image.Image) -> Image.Image:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.6)))
     if dark or rng.random() < 0.05:
         values = np.asarray(picture, np.float32)
-        noise = np.random.standard_normal(values.shape).astype(np.float32) * rng.uniform(3, 12)
-        picture = Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
+        noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(values.shape, np.float32)
+        picture = Image.fromarray(np.clip(values + noise * rng.uniform(3, 12), 0, 255).astype(np.uint8))
     return picture
 
 
@@ -219,11 +219,21 @@ def paint_door(
                 box[1] + height * (j + 0.85) / panels,
             )
             draw.rectangle(inner, fill=(50, 60, 70) if glazed and j == 0 else None, outline=darker)
-    draw.ellipse((x + width * 0.82, bottom - height * 0.5, x + width * 0.9, bottom - height * 0.46), fill=(200, 180, 90))
+    draw.ellipse(
+        (x + width * 0.82, bottom - height * 0.5, x + width * 0.9, bottom - height * 0.46), fill=(200, 180, 90)
+    )
     label.rectangle(box, fill=row)
 
 
 def frame_colour(rng: random.Random) -> tuple[int, int, int]:
     """White, cream, brown, dark, grey, green: what frames and doors are painted."""
-    colours = ((235, 235, 230), (235, 235, 230), (220, 205, 170), (95, 60, 35), (45, 40, 40), (130, 130, 130), (40, 75, 55))
+    colours = (
+        (235, 235, 230),
+        (235, 235, 230),
+        (220, 205, 170),
+        (95, 60, 35),
+        (45, 40, 40),
+        (130, 130, 130),
+        (40, 75, 55),
+    )
     return rng.choice(colours)

@@ -27,6 +27,8 @@ class Concept:
 
 @dataclass(frozen=True)
 class Lexicon:
+    """All concepts, and which of them may be true of the same pixel."""
+
     concepts: dict[str, Concept]
     overlaps: frozenset[frozenset[str]]
     """Pairs of concepts that can both be true of a pixel."""

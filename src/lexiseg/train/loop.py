@@ -8,6 +8,7 @@ A checkpoint is written beside the old one and renamed over it; a kill at any mo
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
@@ -69,10 +69,9 @@ class RunState:
 
 
 def seed_step(seed: int, step: int, rank: int) -> random.Random:
-    """Seed torch and numpy for one step of one process, and return a generator for plain Python draws."""
+    """Seed torch for one step of one process, and return a generator for plain Python draws."""
     mixed = hash((seed, step, rank)) & 0x7FFFFFFF
     torch.manual_seed(mixed)
-    np.random.seed(mixed)
     return random.Random(mixed)
 
 
@@ -81,7 +80,7 @@ def cosine(step: int, total_steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    return 0.5 * (1 + float(np.cos(np.pi * progress)))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -193,3 +192,8 @@ def launch(worker: Callable[..., None], processes: int, out: Path, *arguments: A
         torch.multiprocessing.spawn(_enter, (worker, processes, str(meeting), arguments), nprocs=processes)
     finally:
         meeting.unlink(missing_ok=True)
+
+
+def is_complete(out: Path, total_steps: int) -> bool:
+    checkpoint = out / CHECKPOINT
+    return checkpoint.exists() and torch.load(checkpoint, weights_only=True, mmap=True)["step"] >= total_steps

@@ -16,42 +16,41 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
-import timm.data
 import torch
-from open_clip import CLIP
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from lexiseg.clip.open_clip import build_text_encoder
+from lexiseg.clip.text import TextEncoder, byte_pair_tokenizer, tokenize
 from lexiseg.train.lexicon import Lexicon, load_lexicon
-from lexiseg.train.loop import RunState, launch, run
+from lexiseg.train.loop import RunState, is_complete, launch, run
+from lexiseg.train.recipes.tiny_clip import CONFIG, averaged_weights
 from lexiseg.vocabulary import TEMPLATES
 
-WIDTH = 256
-"""Width of the joint space."""
-TEXT_CONFIG = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4}
 TEMPLATE_SET = "fcclip14"
 COMMON_WORDS = 4000
-ADJECTIVES = (
-    "red, blue, green, yellow, white, black, brown, grey, orange, pink, old, new, young, small, big, large, tall, low, long, "
-    "short, wooden, metal, plastic, glass, stone, brick, concrete, painted, dirty, clean, wet, dry, open, closed, broken, "
-    "empty, full, parked, moving, standing, sitting, flying, distant, nearby, bright, dark, shiny, round, square, narrow, "
-    "wide, modern, ancient, busy, quiet, beautiful, ugly, tiny, huge, striped, leafy, sunny, snowy, rusty, soft, heavy"
-).split(", ")
+ADJECTIVES = """
+    red blue green yellow white black brown grey orange pink old new young small big large tall low long short wooden
+    metal plastic glass stone brick concrete painted dirty clean wet dry open closed broken empty full parked moving
+    standing sitting flying distant nearby bright dark shiny round square narrow wide modern ancient busy quiet
+    beautiful ugly tiny huge striped leafy sunny snowy rusty soft heavy
+"""
 
 
-def common_words(tokenizer: SimpleTokenizer) -> list[str]:
+def common_words() -> list[str]:
     """Whole words of CLIP's own token table, the frequent ones first."""
-    ends = [token[:-4] for token in tokenizer.encoder if token.endswith("</w>")]
+    ends = [token[:-4] for token in byte_pair_tokenizer().encoder if token.endswith("</w>")]
     return [word for word in ends if re.fullmatch("[a-z]{3,}", word)]
 
 
 def noun_phrases() -> list[str]:
     """WordNet's names for the classes of ImageNet-21k, from the file that comes with timm, without the Latin ones."""
-    file = Path(timm.data.__file__).parent / "_info" / "imagenet_synset_to_lemma.txt"
+    file = files("timm").joinpath("data", "_info", "imagenet_synset_to_lemma.txt")
     lines = file.read_text(encoding="utf-8").splitlines()
     names = (name.strip() for line in lines for name in line.split("\t", 1)[1].split(","))
     return list(dict.fromkeys(name for name in names if name.islower() and name.count(" ") < 3))
@@ -68,7 +67,7 @@ def teacher_vectors(phrases: list[str]) -> Tensor:
     )
 
 
-def whitening(vectors: Tensor, width: int = WIDTH, power: float = -0.25) -> Callable[[Tensor], Tensor]:
+def whitening(vectors: Tensor, width: int, power: float = -0.25) -> Callable[[Tensor], Tensor]:
     """Fit on vectors [N, C]; the result maps [M, C] to unit rows [M, width]."""
     mean = vectors.mean(0)
     _, singular, axes = torch.linalg.svd(vectors - mean, full_matrices=False)
@@ -78,13 +77,13 @@ def whitening(vectors: Tensor, width: int = WIDTH, power: float = -0.25) -> Call
 
 
 def targets(lexicon: Lexicon, words: list[str], extra: list[str]) -> tuple[list[str], Tensor, int]:
-    """(phrases, unit rows [N, WIDTH], count of lexicon names, which come first)."""
+    """(phrases, unit rows [N, D], count of lexicon names, which come first)."""
     names = lexicon.training_names()
     known = set(names)
     others = [phrase for phrase in dict.fromkeys([*words, *extra]) if phrase not in known]
     raw = teacher_vectors(names + others)
     basis = torch.cat([raw[: len(names)].repeat(3, 1), teacher_basis(raw, names, others, words)])
-    rows = whitening(basis)(raw)
+    rows = whitening(basis, CONFIG["embed_dim"])(raw)
     place = {name: i for i, name in enumerate(names)}
     pulled = rows.clone()
     for concept in lexicon.concepts.values():
@@ -100,44 +99,21 @@ def teacher_basis(raw: Tensor, names: list[str], others: list[str], words: list[
     return raw[[place[word] for word in words[:COMMON_WORDS]]]
 
 
-def build(width: int = WIDTH) -> CLIP:
-    """An open_clip model whose text half is ours. Its image half is a stub that is thrown away."""
-    return CLIP(embed_dim=width, vision_cfg={"layers": 1, "width": 64, "patch_size": 32}, text_cfg=TEXT_CONFIG)
-
-
-class TextTower(nn.Module):
-    """The text half of an open_clip CLIP, under its names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        clip = build()
-        self.transformer = clip.transformer
-        self.token_embedding = clip.token_embedding
-        self.positional_embedding = clip.positional_embedding
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [N, L], ended by the end-of-text token and zeros -> [N, D]. L may be less than 77."""
-        length = tokens.shape[1]
-        mask = torch.full((length, length), float("-inf")).triu_(1)
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
-        last = x[torch.arange(len(x)), tokens.argmax(-1)]
-        return last @ self.text_projection
-
-
+@dataclass
 class Distillation:
     """Draws phrases and wordings, compares with the targets."""
 
-    def __init__(self, tower: TextTower, phrases: list[str], rows: Tensor, lexicon_count: int, batch: int) -> None:
-        self.tower, self.rows, self.lexicon_count, self.batch = tower, rows, lexicon_count, batch
-        self.phrases = phrases
-        self.tokenizer = SimpleTokenizer()
+    tower: TextEncoder
+    phrases: list[str]
+    rows: Tensor
+    """[N, D], unit: where the phrases belong."""
+    lexicon_count: int
+    """The first so many phrases are names of the lexicon; a quarter of every batch is drawn from them."""
+    batch: int
 
-    def tokens(self, prompts: list[str]) -> Tensor:
-        ids = self.tokenizer(prompts)
-        return ids[:, : int((ids != 0).sum(1).max())]
+    def embeds(self, prompts: list[str]) -> Tensor:
+        tokens = tokenize(prompts)
+        return F.normalize(self.tower(tokens[:, : int(tokens.argmax(1).max()) + 1]), dim=-1)
 
     def __call__(self, step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         taught = self.batch // 4
@@ -151,39 +127,37 @@ class Distillation:
         prompts = [self.phrases[i] for i in chosen.tolist()]
         half = self.batch // 2  # bare words are short: their half costs a fraction of the other
         worded = [rng.choice(TEMPLATES[TEMPLATE_SET]).format(prompt) for prompt in prompts[half:]]
-        embeds = torch.cat([self.tower(self.tokens(prompts[:half])), self.tower(self.tokens(worded))])
-        embeds, goal = F.normalize(embeds, dim=-1), self.rows[chosen]
+        embeds = torch.cat([self.embeds(prompts[:half]), self.embeds(worded)])
+        goal = self.rows[chosen]
         cosine = (embeds * goal).sum(-1).mean()
         # The distance to the other phrases of the batch matters as much as the place itself.
         logits = embeds @ goal.T * 20
         same = (goal @ goal.T * 20).softmax(-1)
         relation = -(same * logits.log_softmax(-1)).sum(-1).mean() + (same * same.clamp(min=1e-9).log()).sum(-1).mean()
         loss = (1 - cosine) * 2 + relation
-        return loss, {"loss": float(loss.detach()), "cosine": float(cosine.detach()), "relation": float(relation.detach())}
+        return loss, {
+            "loss": float(loss.detach()),
+            "cosine": float(cosine.detach()),
+            "relation": float(relation.detach()),
+        }
 
 
-@torch.inference_mode()
-def encode_names(tower: TextTower, names: list[str]) -> Tensor:
+def encode_names(tower: TextEncoder, names: list[str]) -> Tensor:
     """Unit rows [N, D], averaged over the templates as the product does it."""
-    tokenizer = SimpleTokenizer()
-    rows = []
-    for name in names:
-        ids = tokenizer([template.format(name) for template in TEMPLATES[TEMPLATE_SET]])
-        ids = ids[:, : int((ids != 0).sum(1).max())]
-        rows.append(F.normalize(F.normalize(tower(ids), dim=-1).mean(0), dim=-1))
-    return torch.stack(rows)
+    templates = TEMPLATES[TEMPLATE_SET]
+    rows = tower.encode([template.format(name) for name in names for template in templates])
+    return F.normalize(F.normalize(rows, dim=-1).unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
 
 def write_names(run_dir: Path) -> Path:
-    """Encode every name of the lexicon with the averaged weights -> run_dir/names/."""
-    tower = TextTower()
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    tower.load_state_dict(checkpoint["averaged"])
+    """Every name of the lexicon, by the averaged weights -> run_dir/names, which the image tower trains with."""
+    tower = build_text_encoder(CONFIG, device="cpu")
+    tower.load_state_dict(averaged_weights(run_dir))
     lexicon = load_lexicon()
     names = [*lexicon.training_names(), *lexicon.held_out_names()]
     folder = run_dir / "names"
     folder.mkdir(exist_ok=True)
-    save_file({"vectors": encode_names(tower.eval(), names)}, folder / "names.safetensors")
+    save_file({"vectors": encode_names(tower, names)}, folder / "names.safetensors")
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
     return folder
 
@@ -191,14 +165,16 @@ def write_names(run_dir: Path) -> Path:
 def phrase_lists(lexicon: Lexicon) -> tuple[list[str], list[str]]:
     """(common words, other phrases): single words, WordNet nouns, and an adjective before a noun."""
     rng = random.Random(0)
-    words = common_words(SimpleTokenizer())[:16000]
+    words = common_words()[:16000]
     nouns = noun_phrases()
     heads = [*words[:6000], *nouns, *(lexicon.training_names() * 6)]
-    paired = [f"{rng.choice(ADJECTIVES)} {rng.choice(heads)}" for _ in range(10000)]
+    adjectives = ADJECTIVES.split()
+    paired = [f"{rng.choice(adjectives)} {rng.choice(heads)}" for _ in range(10000)]
     return words, [*nouns, *lexicon.held_out_names(), *paired]
 
 
-def work(out: Path, steps: int, batch: int) -> None:
+def work(out: Path, steps: int, batch: int, deadline: float | None) -> None:
+    """The process of the training."""
     torch.manual_seed(0)
     lexicon = load_lexicon()
     cache = out / "targets.pt"
@@ -207,13 +183,14 @@ def work(out: Path, steps: int, batch: int) -> None:
     else:
         phrases, rows, count = targets(lexicon, *phrase_lists(lexicon))
         torch.save((phrases, rows, count), cache)
-    tower = TextTower()
+    tower = build_text_encoder(CONFIG, device="cpu").train()
     optimizer = torch.optim.AdamW(tower.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     stage = Distillation(tower, phrases, rows, count, batch)
-    if run(stage, RunState(tower, optimizer), steps, out, learning_rate=2e-3, average_decay=0.998):
+    if run(stage, RunState(tower, optimizer), steps, out, learning_rate=2e-3, average_decay=0.998, deadline=deadline):
         write_names(out)
 
 
-def train(out: Path, steps: int = 4000, batch: int = 384) -> None:
-    """Distil, or go on distilling, in `out`; at the end the name vectors are in out/names."""
-    launch(work, 1, out, out, steps, batch)
+def train(out: Path, steps: int = 2600, batch: int = 384, deadline: float | None = None) -> bool:
+    """Distil, or go on distilling, in `out`; at the end the name vectors are in out/names. Returns whether it is."""
+    launch(work, 1, out, out, steps, batch, deadline)
+    return is_complete(out, steps)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,11 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import lexiseg.clip.pyramid as pyramid
+from lexiseg.clip.open_clip import build_image_tower
+from lexiseg.clip.trunk import CLIP_MEAN, CLIP_STD
 from lexiseg.data.packages import LabelledPhotos
 from lexiseg.train.augment import FILL, Cutout, crop_matrix, cut_out, paint_openings, paste, recolour, warp
 from lexiseg.train.lexicon import Lexicon, load_lexicon
-from lexiseg.train.loop import RunState, launch, run
+from lexiseg.train.loop import RunState, is_complete, launch, run
+from lexiseg.train.recipes.tiny_clip import CONFIG
 
 IGNORE = 255
 STRIDE = 4
@@ -57,10 +58,11 @@ FAVOURED = {
     "roof": 2.0,
 }
 """Classes of COCO that streets are made of: drawn more often as the centre of a crop."""
-PASTED = (
-    "person, bicycle, car, motorcycle, bus, truck, train, boat, traffic light, fire hydrant, stop sign, bench, bird, cat, dog, "
-    "horse, sheep, cow, umbrella, potted plant, chair, suitcase, skateboard"
-).split(", ")
+PASTED = {
+    *("person", "bicycle", "car", "motorcycle", "bus", "truck", "train", "boat", "traffic light", "fire hydrant"),
+    *("stop sign", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "umbrella", "potted plant", "chair"),
+    *("suitcase", "skateboard"),
+}
 """Things of COCO that are pasted into other photos: what may stand about in a street or a meadow."""
 PHASES = ((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6))
 """Until this share of the steps: crop side, crops per process."""
@@ -134,6 +136,8 @@ def build_table(packages: list[LabelledPhotos], lexicon: Lexicon) -> LabelTable:
 
 @dataclass(frozen=True)
 class TrainingPhoto:
+    """A decoded photo and its labels."""
+
     image: Image.Image
     rows: Image.Image
     """Mode L: row of the label table, 255 = ignore."""
@@ -175,7 +179,8 @@ class Photos:
         self.present = sorted(self.with_row)
         # Rare classes are drawn more often than their area, less often than evenly.
         self.chance = [
-            (pixels[row] ** -0.4) * min(1.0, len(self.with_row[row]) / 4) ** 0.5
+            (pixels[row] ** -0.4)
+            * min(1.0, len(self.with_row[row]) / 4) ** 0.5
             * (FAVOURED.get(names[row], 1.0) if key == "coco" else 1.0)
             for row in self.present
         ]
@@ -194,17 +199,16 @@ class Photos:
 class Tower(nn.Module):
     """Trunk, projection and scale under the names open_clip gives them."""
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        trunk = timm.create_model("lexiseg_pyramid_tiny")
-        head = nn.ModuleDict({"proj": nn.Linear(trunk.num_features, width, bias=False)})
-        self.visual = nn.ModuleDict({"trunk": trunk, "head": head})
+        parts = build_image_tower(CONFIG, frozen=False, device="cpu")
+        assert parts.projection is not None
+        self.visual = nn.ModuleDict({"trunk": parts.trunk.trunk, "head": parts.projection.head})
         self.logit_scale = nn.Parameter(torch.tensor(2.7))
 
     def dense(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in 0..255 -> [B, C, H/4, W/4], before the projection."""
-        mean = torch.tensor(pyramid.CONFIG["mean"]).view(1, 3, 1, 1) * 255
-        std = torch.tensor(pyramid.CONFIG["std"]).view(1, 3, 1, 1) * 255
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         normal = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             return self.visual["trunk"].forward_features(normal)
@@ -212,7 +216,7 @@ class Tower(nn.Module):
     def logits(self, vectors: Tensor, text: Tensor) -> Tensor:
         """Trunk vectors [N, C], unit text rows [G, D] -> [N, G]."""
         with torch.autocast("cpu", torch.bfloat16):
-            embeds = self.visual["head"]["proj"](vectors)
+            embeds = self.visual["head"](vectors)
         embeds = F.normalize(embeds.float(), dim=-1)
         return self.logit_scale.exp().clamp(max=100.0) * (embeds @ text.T)
 
@@ -288,12 +292,12 @@ class DenseStage:
         _, size, count = next(phase for phase in PHASES if step < phase[0] * self.total_steps or phase is PHASES[-1])
         crops = [self.crop(rng, size) for _ in range(count)]
         images = torch.from_numpy(np.stack([image for image, _, _ in crops])).permute(0, 3, 1, 2).float()
-        rows = torch.from_numpy(np.stack([row for _, row, _ in crops])).long().flatten(1)      # [B, hw]
-        candidates = torch.stack([self.candidates(rng, key, row) for _, row, key in crops])    # [B, G]
+        rows = torch.from_numpy(np.stack([row for _, row, _ in crops])).long().flatten(1)  # [B, hw]
+        candidates = torch.stack([self.candidates(rng, key, row) for _, row, key in crops])  # [B, G]
         text = torch.stack([self.names[self.lexicon.concepts[c].draw(rng)] for c in self.table.concepts])
 
         self.tower.train()
-        dense = self.tower.dense(images).flatten(2).transpose(1, 2)                             # [B, hw, C]
+        dense = self.tower.dense(images).flatten(2).transpose(1, 2)  # [B, hw, C]
         pixel_loss, pixel_union = self.pixel_losses(dense, rows, candidates, text)
         region_loss, region_union = self.region_losses(dense, rows, candidates, text)
         union_weight = 0.25 if step > 0.15 * self.total_steps else 0.1
@@ -307,11 +311,11 @@ class DenseStage:
         }
 
     def pixel_losses(self, dense: Tensor, rows: Tensor, candidates: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        counts = F.one_hot(rows, 256).sum(1).float()                                            # [B, 256]
-        weight = counts.gather(1, rows).rsqrt()                                                 # [B, hw]
+        counts = F.one_hot(rows, 256).sum(1).float()  # [B, 256]
+        weight = counts.gather(1, rows).rsqrt()  # [B, hw]
         weight = weight.masked_fill(rows == self.table.none_row, 0.0) + 0.3 * weight * (rows == self.table.none_row)
         weight = weight.masked_fill(rows == IGNORE, 0.0) + 1e-12
-        drawn = torch.multinomial(weight, min(PIXELS, rows.shape[1] // 2), replacement=True)    # [B, P]
+        drawn = torch.multinomial(weight, min(PIXELS, rows.shape[1] // 2), replacement=True)  # [B, P]
         vectors = dense.gather(1, drawn[..., None].expand(-1, -1, dense.shape[-1]))
         row = rows.gather(1, drawn)
         kept = row != IGNORE
@@ -321,7 +325,9 @@ class DenseStage:
     def region_losses(self, dense: Tensor, rows: Tensor, candidates: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         code = rows + torch.arange(len(rows))[:, None] * 256
         present, region, area = code.reshape(-1).unique(return_inverse=True, return_counts=True)
-        total = torch.zeros(len(present), dense.shape[-1]).index_add_(0, region, dense.reshape(-1, dense.shape[-1]).float())
+        total = torch.zeros(len(present), dense.shape[-1]).index_add_(
+            0, region, dense.reshape(-1, dense.shape[-1]).float()
+        )
         row = present % 256
         kept = (row < self.table.none_row) & (area >= 4)
         mean = total[kept] / area[kept, None]
@@ -370,6 +376,10 @@ def train(
     steps: int = 15000,
     processes: int = 2,
     deadline: float | None = None,
-) -> None:
-    """Train, or go on training, in `out`. `names`: folder with the name vectors of the text tower."""
+) -> bool:
+    """Train, or go on training, in `out`; returns whether the training is complete.
+
+    data: folder of the packages. names: folder `names` of the text tower's run. mixture: crops per package.
+    """
     launch(work, processes, out, data, names, out, mixture, steps, deadline)
+    return is_complete(out, steps)
