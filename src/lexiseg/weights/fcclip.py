@@ -82,6 +82,7 @@ TOWERS: dict[tuple[str, tuple[int, ...], tuple[int, ...], int], str] = {
     ("resnet", (3, 15, 36, 10), (512, 1024, 2048, 4096), 1024): "RN50x64",
     ("convnext", (3, 3, 27, 3), (128, 256, 512, 1024), 640): "convnext_base_w_320",
     ("convnext", (3, 3, 27, 3), (192, 384, 768, 1536), 768): "convnext_large_d_320",
+    ("convnext", (3, 4, 30, 3), (384, 768, 1536, 3072), 1024): "convnext_xxlarge",
 }
 """(family, depths, widths of the four maps, joint width) -> open_clip name."""
 

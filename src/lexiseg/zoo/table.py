@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Entry, OfficialFile
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Embedded, Entry, OfficialFile
 from lexiseg.zoo.loading import is_available
 
 METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU"}
@@ -32,12 +32,18 @@ def rows() -> list[Row]:
         Row(
             name=entry.name,
             title=entry.title,
-            state="ready" if is_available(entry.name) else f"needs {entry.needs}",
+            state=_state(entry),
             published=headline(entry),
             weights_licence=entry.weights_licence,
         )
         for entry in ZOO.values()
     ]
+
+
+def _state(entry: Entry) -> str:
+    if is_available(entry.name):
+        return "ready"
+    return "missing from this installation" if isinstance(entry.source, Embedded) else f"needs {entry.needs}"
 
 
 def headline(entry: Entry) -> str:
