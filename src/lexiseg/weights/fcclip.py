@@ -8,7 +8,7 @@ is split into the state dict of the system and that of the text encoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -130,14 +130,17 @@ def convert_official(
     source: Mapping[str, Tensor],
     system: Mapping[str, tuple[int, ...]],
     text: Mapping[str, tuple[int, ...]],
+    rules: Sequence[Rule] = SYSTEM_RULES,
+    ignored: Sequence[Ignored] = IGNORED,
 ) -> tuple[Conversion, dict[str, Tensor], dict[str, Tensor]]:
     """Fills the system's and the text encoder's state dicts (name -> shape) from one official checkpoint.
 
-    Returns the whole account, whose text targets are prefixed "text.", then the two state dicts.
+    rules, ignored: of the layouts that build on this one. Returns the whole account, whose text targets are prefixed
+    "text.", then the two state dicts.
     """
     text_rules = [Rule(rule.pattern, "text." + rule.target, rule.change) for rule in TEXT_RULES]
     targets = {**system, **{"text." + name: shape for name, shape in text.items()}}
-    account = convert(source, targets, [*SYSTEM_RULES, *text_rules], IGNORED, FRESH)
+    account = convert(source, targets, [*rules, *text_rules], ignored, FRESH)
     return (
         account,
         {name: tensor for name, tensor in account.tensors.items() if not name.startswith("text.")},
