@@ -1,0 +1,52 @@
+"""Distilling the text tower."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lexiseg.clip.open_clip import build_text_encoder
+from lexiseg.train.loop import RunState, run
+from lexiseg.train.recipes import tiny_text
+from lexiseg.train.recipes.tiny_clip import CONFIG
+from lexiseg.train.recipes.tiny_text import Distillation, encode_names, noun_phrases, whitening
+
+
+def test_whitening_evens_out_the_axes() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(2000, 8) * torch.tensor([8.0, 4, 2, 1, 1, 1, 0.5, 0.5]) + 3
+    rows = whitening(vectors, 6)(vectors)
+    assert rows.shape == (2000, 6)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2000))
+    spread = rows.std(0)
+    assert spread.max() / spread.min() < 5  # 16 before; a quarter power leaves its root
+
+
+def test_nouns_come_with_timm() -> None:
+    nouns = noun_phrases()
+    assert {"lamppost", "bookcase", "street sign"} <= set(nouns)
+    assert all(noun == noun.lower() for noun in nouns)
+
+
+def test_distillation_moves_names_to_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    small = {**CONFIG, "embed_dim": 8, "text_cfg": {**CONFIG["text_cfg"], "width": 16, "heads": 2, "layers": 1}}
+    monkeypatch.setattr(tiny_text, "CONFIG", small)
+    phrases = ["sky", "road", "a tall tree", "window"]
+    rows = F.normalize(torch.randn(4, 8), dim=-1)
+    tower = build_text_encoder(small, device="cpu").train()
+    stage = Distillation(tower, phrases, rows, lexicon_count=2, batch=16)
+    state = RunState(tower, torch.optim.AdamW(tower.parameters()))
+    before = float(stage(0, random.Random(0))[1]["cosine"])
+    run(stage, state, 40, tmp_path, learning_rate=1e-2, warmup=2, average_decay=0.9)
+    assert float(stage(0, random.Random(0))[1]["cosine"]) > max(0.6, before)
+    folder = tiny_text.write_names(tmp_path)
+    names = json.loads((folder / "names.json").read_text())
+    vectors = load_file(folder / "names.safetensors")["vectors"]
+    assert vectors.shape == (len(names), 8)
+    tower.load_state_dict(state.averaged)
+    torch.testing.assert_close(vectors[names.index("sky")], encode_names(tower, ["sky"])[0])
