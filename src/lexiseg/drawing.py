@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -125,13 +125,14 @@ def _write_words(image: Image.Image, values: np.ndarray, patches: Sequence[Patch
     largest = min(96.0, max(13.0, 0.031 * float(np.sqrt(image.width * image.height))))
     smallest = min(largest, max(11.0, 0.6 * largest))
     # The largest regions first: they have the choice, and the small ones go where room is left.
-    for component, patch in _components(small, named):
+    for part in _parts(small, named):
+        patch = part.patch
         for size in (largest, (largest + smallest) / 2, smallest):
             font = _font(patch.text, size)
             left, top, right, bottom = draw.textbbox((0, 0), patch.text, font=font)
             pad = size * 0.28
             box = (right - left + 2 * pad, bottom - top + 2 * pad)  # width, height
-            centre = _place(component, taken, box[0] / stride, box[1] / stride)
+            centre = _place(part, taken, box[0] / stride, box[1] / stride)
             if centre is None:
                 continue
             x = min(max(centre[1] * stride, box[0] / 2), image.width - box[0] / 2)
@@ -143,46 +144,69 @@ def _write_words(image: Image.Image, values: np.ndarray, patches: Sequence[Patch
             break
 
 
-def _components(small: np.ndarray, patches: Sequence[Patch]) -> list[tuple[np.ndarray, Patch]]:
-    """The connected parts to be named, largest first: the largest part of each region and what rivals it."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A connected part of a region, cut out of the reduced map."""
+
+    patch: Patch
+    top: int
+    left: int
+    inside: np.ndarray
+    """bool [h, w]."""
+    area: int
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """float [h, w]: distance to the border, which the picture's own border is, too."""
+        return ndimage.distance_transform_edt(np.pad(self.inside, 1))[1:-1, 1:-1]
+
+
+def _parts(small: np.ndarray, patches: Sequence[Patch]) -> list[_Part]:
+    """What is to be named, largest first: the largest part of each region and what rivals it."""
     boxes = ndimage.find_objects(small + 1)  # value 0 would be left out
-    found: list[tuple[int, np.ndarray, Patch]] = []
+    found: list[_Part] = []
     for patch in patches:
         box = boxes[patch.value] if patch.value < len(boxes) else None
         if box is None:
             continue
-        parts, count = ndimage.label(small[box] == patch.value)
-        areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        numbers, count = ndimage.label(small[box] == patch.value)
+        areas = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+        cuts = ndimage.find_objects(numbers)
         for rank, part in enumerate(np.argsort(-areas, kind="stable")[:_MOST_LABELS_OF_ONE]):
             if rank and areas[part] < _SECOND_LABEL_SHARE * small.size:
                 break
-            whole = np.zeros(small.shape, bool)
-            whole[box] = parts == part + 1
-            found.append((int(areas[part]), whole, patch))
-    found.sort(key=lambda entry: -entry[0])
-    return [(component, patch) for _, component, patch in found]
+            rows, columns = cuts[part]
+            inside = numbers[rows, columns] == part + 1
+            top, left = box[0].start + rows.start, box[1].start + columns.start
+            found.append(_Part(patch, top, left, inside, int(areas[part])))
+    return sorted(found, key=lambda part: -part.area)
 
 
-def _place(component: np.ndarray, taken: np.ndarray, width: float, height: float) -> tuple[float, float] | None:
+def _place(part: _Part, taken: np.ndarray, width: float, height: float) -> tuple[float, float] | None:
     """Where (y, x) a box fits best into a region, marked as taken; None where it would only hide things."""
-    rows, columns = component.shape
     box_h, box_w = max(1, round(height)), max(1, round(width))
-    if box_h > rows or box_w > columns or box_h * box_w > _LARGEST_WORD * component.sum():
+    if box_h > taken.shape[0] or box_w > taken.shape[1] or box_h * box_w > _LARGEST_WORD * part.area:
         return None
+    # The surroundings of the part that a box with its centre inside can reach.
+    (part_h, part_w), (y, x) = part.inside.shape, (max(0, part.top - box_h), max(0, part.left - box_w))
+    near_taken = taken[y : part.top + part_h + box_h, x : part.left + part_w + box_w]
+    here = (slice(part.top - y, part.top - y + part_h), slice(part.left - x, part.left - x + part_w))
+    near_inside, near_depth = np.zeros(near_taken.shape, bool), np.zeros(near_taken.shape)
+    near_inside[here], near_depth[here] = part.inside, part.depth
     # Every position of the box's top left corner: how much of the box is inside, and is any of it taken?
-    inside = _box_sums(component, box_h, box_w) / (box_h * box_w)
-    free = _box_sums(taken, box_h, box_w) == 0
+    share = _box_sums(near_inside, box_h, box_w) / (box_h * box_w)
+    free = _box_sums(near_taken, box_h, box_w) == 0
     # Deep inside is better than near the border; the centre of the largest inscribed circle is the deepest.
-    depth = ndimage.distance_transform_edt(np.pad(component, 1))[1:-1, 1:-1]
-    at_centre = depth[box_h // 2 : box_h // 2 + inside.shape[0], box_w // 2 : box_w // 2 + inside.shape[1]]
-    good = free & (inside >= _INSIDE) & (at_centre > 0)
+    depth = near_depth[box_h // 2 : box_h // 2 + share.shape[0], box_w // 2 : box_w // 2 + share.shape[1]]
+    good = free & (share >= _INSIDE) & (depth > 0)
     if not good.any():
         return None
-    quality = np.where(good, np.minimum(inside, 0.999) + at_centre / (1e-6 + depth.max()), -1)
-    top, left = np.unravel_index(int(quality.argmax()), quality.shape)
+    quality = np.where(good, np.minimum(share, 0.999) + depth / part.depth.max(), -1)
+    row, column = divmod(int(quality.argmax()), quality.shape[1])
+    top, left = row + y, column + x
     margin = max(1, box_h // 6)
     taken[max(0, top - margin) : top + box_h + margin, max(0, left - margin) : left + box_w + margin] = True
-    return (float(top + box_h / 2), float(left + box_w / 2))
+    return (top + box_h / 2, left + box_w / 2)
 
 
 def _box_sums(mask: np.ndarray, box_h: int, box_w: int) -> np.ndarray:

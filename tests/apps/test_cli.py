@@ -259,6 +259,24 @@ def test_models() -> None:
     assert {"name", "title", "state", "published", "weights_licence"} <= set(listed[0])
 
 
+def test_models_tells_what_the_card_says_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXISEG_MODELS", str(tmp_path))
+    folder = tmp_path / "fcclip-rn50"
+    folder.mkdir()
+    settings = {
+        "format": 1,
+        "builder": "fcclip",
+        "templates": "photo1",
+        "card": {"measured": {"camvid": {"miou": 50.2}}},
+    }
+    (folder / "lexiseg.json").write_text(json.dumps(settings))
+    assert "measured on camvid: miou 50.2" in lexiseg("models").stdout
+    (folder / "lexiseg.json").write_text("{}")
+    done = lexiseg("models")
+    assert done.exit_code == 0
+    assert str(folder) in done.stdout
+
+
 def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"nothing")
     for path in (tmp_path / "a.pth", tmp_path / "missing.pth"):

@@ -138,7 +138,7 @@ def models(
     console = _console()
     for entry in entries:
         console.print(f"[bold]{entry.name}[/bold]: {entry.state}", highlight=False)
-        for line in (entry.title, entry.published, f"weights: {entry.weights_licence}"):
+        for line in (entry.title, entry.published, *_measured(entry.name), f"weights: {entry.weights_licence}"):
             if line:
                 console.print(f"    {line}", markup=False, highlight=False, soft_wrap=True)
 
@@ -180,7 +180,7 @@ def train(
     if recipe in (None, "-h", "--help"):
         print("Recipes (`lexiseg train RECIPE --help` shows the options of one):\n")
         for name, entry in RECIPES.items():
-            print(f"  {name:20} {entry.summary}")
+            print(f"  {name:24} {entry.summary}")
         return
     if recipe not in RECIPES:
         _wrong(f"no recipe is called {recipe!r}: choose one of {', '.join(RECIPES)}")
@@ -290,6 +290,29 @@ def _distinct_stems(paths: Sequence[Path], out: Path) -> list[str]:
         taken.add(candidate.lower())
         chosen.append(candidate)
     return chosen
+
+
+def _measured(name: str) -> list[str]:
+    """What the card of a model on this machine says was measured: "measured on camvid: miou 50.2"."""
+    from lexiseg.zoo.catalogue import ZOO, Embedded
+    from lexiseg.zoo.loading import EMBEDDED, converted_folder, is_available
+    from lexiseg.zoo.model_folder import SETTINGS_FILE, ModelFolderError, read_settings
+
+    if not is_available(name):
+        return []
+    source = ZOO[name].source
+    folder = EMBEDDED / source.folder if isinstance(source, Embedded) else converted_folder(name)
+    try:
+        measured = read_settings(folder / SETTINGS_FILE, siblings=True).card.get("measured")
+    except ModelFolderError as error:
+        return [str(error)]
+    if not isinstance(measured, dict):
+        return [f"measured: {measured}"] if measured else []
+    lines = []
+    for data, numbers in measured.items():
+        told = ", ".join(f"{key} {value}" for key, value in numbers.items()) if isinstance(numbers, dict) else numbers
+        lines.append(f"measured on {data}: {told}")
+    return lines
 
 
 def _segmenter(model: str, device: str, limits: Any) -> Segmenter:

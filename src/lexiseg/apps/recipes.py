@@ -38,6 +38,16 @@ RECIPES: dict[str, Recipe] = {
         "tiny_tower",
         settings={"mixture": "OUTDOOR"},
     ),
+    "street-tiny-generator": Recipe(
+        "the mask generator of street-tiny, on the maps of its tower",
+        "tiny_generator",
+        settings={"mixture": "STREET"},
+    ),
+    "outdoor-tiny-generator": Recipe(
+        "the same for outdoor-tiny, from permissively licensed photos",
+        "tiny_generator",
+        settings={"mixture": "OUTDOOR"},
+    ),
 }
 
 
