@@ -72,7 +72,8 @@ class MultiScaleEncoder(nn.Module):
 class PixelDecoder(nn.Module):
     """Four CLIP maps -> a fine map for the mask dot product, and three memories for the decoder.
 
-    Runs in float32 whatever the autocast state, as the released models were trained.
+    Runs in float32 whatever the autocast state, as the released models were trained; with `full_precision` false its
+    convolutions follow autocast.
     """
 
     def __init__(
@@ -97,14 +98,18 @@ class PixelDecoder(nn.Module):
         self.layer_1 = NormedConv(width, width, 3, norm_groups)
         self.mask_features = nn.Conv2d(width, mask_width, kernel_size=1)
         init_fpn_conv(self.mask_features)
+        self.full_precision = True
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """maps [B, C, h, w], fine to coarse -> mask features [B, mask_width, h, w] of the finest size,
         memories [B, width, h, w], coarse to fine."""
-        with torch.autocast(maps[0].device.type, enabled=False):
+        device = maps[0].device.type
+        allowed = not self.full_precision and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=allowed):
             finest, *mixed = (x.float() for x in maps)
             projected = [project(x) for project, x in zip(self.input_proj, reversed(mixed), strict=True)]
-            memories = self.transformer(projected)
+            with torch.autocast(device, enabled=False):  # places between cells need all their digits
+                memories = self.transformer([x.float() for x in projected])
             fine = self.adapter_1(finest)
             fine = functional.relu(self.layer_1(fine + resize(memories[-1], _size(fine))))
             return self.mask_features(fine), memories

@@ -115,9 +115,10 @@ class GeneratorStage:
         sizes = ((size, size),) * count
         images = Images(pixels, sizes, sizes)
         targets = [targets_of(ids, classes, SMALLEST) for _, ids, classes in crops]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = self.encoder(images)
-        predictions = self.generator.all_steps(images, features, self.text(rng, source))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                features = self.encoder(images)
+            predictions = self.generator.all_steps(images, features, self.text(rng, source))
         # Where only things are labelled, a proposal without a partner may well be something.
         criterion = replace(self.criterion, void_weight=0.0) if source.only_things else self.criterion
         losses = criterion.weighted(criterion([prediction.proposals for prediction in predictions], targets))
@@ -144,6 +145,7 @@ def prepare(
     cutouts = [cutout for source in sources if source.package.is_thing for cutout in source.cutouts(PASTED)]
     torch.manual_seed(0)
     encoder, generator = freeze_all_but_generator(build(tower))
+    generator.pixel_decoder.full_precision = False
     weights = list(mixture.values())
     return GeneratorStage(encoder, generator, sources, weights, cutouts, lexicon, load_names(names), steps), generator
 
