@@ -29,7 +29,7 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 
 # One module per group of computations, each with run(case, arrays, folder) -> new values, or None if the case
 # asks for something else. The values are arrays by name, or json values by their (dotted) path.
-RUNNERS = ("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system")
+RUNNERS = ("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus")
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": lambda x: float(x.mean()),
@@ -153,7 +153,7 @@ def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, 
         words = traceback.format_exc().strip().splitlines()[-1]
         traceback.print_exc()
         return [(name, False, float("inf"), limit_of(checks[name]), words) for name in checks]
-    new = by_score({key: value for key, value in new.items()})
+    new = by_score(new)
     stored = by_score(arrays)
     rows = []
     for name, check in checks.items():

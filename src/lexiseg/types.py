@@ -87,6 +87,9 @@ class Regions:
     """[B, Q, D] in the joint space, not normalised."""
     valid: Tensor
     """[B, Q] bool: false where the proposal covers nothing CLIP could look at."""
+    dense_embeds: Tensor | None = None
+    """[B, D, h, w], the whole picture in the joint space, not normalised: for scorers that adapt the words to the
+    picture. None from embedders that were not asked for it."""
 
 
 @dataclass(frozen=True)

@@ -49,3 +49,11 @@ def test_mean_of_templates_is_a_unit_row() -> None:
 def test_zero_embedding_scores_zero(classes: int) -> None:
     rows, class_of = ROWS[:2], torch.arange(2) * (classes - 1)
     assert not text_logits(torch.zeros(1, 2), rows, class_of, classes, torch.tensor(1.0)).any()
+
+
+def test_rows_of_each_picture_count_by_their_length() -> None:
+    rows = torch.stack((ROWS, 2 * ROWS.flip(0)))  # [2, 3, 2]
+    embeds = torch.tensor([[[3.0, 4.0]], [[5.0, 0.0]]])
+    class_of = torch.tensor([0, 0, 1])
+    logits = text_logits(embeds, rows, class_of, 2, torch.tensor(0.0))
+    torch.testing.assert_close(logits, torch.tensor([[[0.8, 1.0]], [[1.2, 2.0]]]))

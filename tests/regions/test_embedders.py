@@ -137,3 +137,16 @@ def test_attention_pool_as_torch_does_it() -> None:
 def test_heads_must_divide_the_channels() -> None:
     with pytest.raises(ValueError, match="8 channels cannot be split among 3 heads"):
         MaskedAttention2d(CHANNELS, num_heads=3, out_dim=WIDTH, grid_size=3)
+
+
+def test_the_whole_picture_is_shown_where_it_is_asked_for() -> None:
+    features, mask_logits = example()
+    projection = Projection(CHANNELS, WIDTH, norm_eps=1e-6)
+    assert MaskPool(projection)(images_for(2), features, mask_logits).dense_embeds is None
+    by_position, by_memory = (
+        MaskPool(projection, order)(images_for(2), features, mask_logits).dense_embeds
+        for order in ("position", "memory")
+    )
+    torch.testing.assert_close(by_position[1, :, 2, 3], projection(features.dense[1, :, 2, 3]))
+    row = features.dense[1].flatten()[15 * CHANNELS : 16 * CHANNELS]  # position 2, 3 of 4 x 6 is the 15th
+    torch.testing.assert_close(by_memory[1, :, 2, 3], projection(row))

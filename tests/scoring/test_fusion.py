@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly
+from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly, RegionWithVoid
 from lexiseg.types import Proposals, TextBank
 
 
@@ -73,3 +73,14 @@ def test_region_only_makes_void_of_what_clip_cannot_see() -> None:
     )
     assert scores.class_probs.tolist() == [[[0.5, 0.5], [0.0, 0.0]]]
     assert scores.void_prob.tolist() == [[0.0, 1.0]]
+
+
+def test_region_with_void_takes_nothing_but_void_from_the_generator() -> None:
+    region_logits = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
+    found = Proposals(torch.zeros(1, 2, 2, 2), torch.tensor([[[0.79, 0.01, 0.2], [0.01, 0.09, 0.9]]]).log())
+    seen = torch.tensor([[True, False]])  # a mask CLIP cannot see is scored all the same
+    scores = RegionWithVoid()(found, region_logits, seen, bank([True, False]))
+    torch.testing.assert_close(scores.class_probs, torch.tensor([[[0.2, 0.6], [0.05, 0.05]]]))
+    torch.testing.assert_close(scores.void_prob, torch.tensor([[0.2, 0.9]]))
+    with pytest.raises(ValueError, match="RegionOnly"):
+        RegionWithVoid()(Proposals(found.mask_logits), region_logits, seen, bank([True, False]))

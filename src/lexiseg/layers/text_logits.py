@@ -10,12 +10,15 @@ from torch.nn import functional
 def text_logits(embeds: Tensor, rows: Tensor, class_of: Tensor, num_classes: int, logit_scale: Tensor) -> Tensor:
     """embeds [..., D], unit rows [A, D], class_of [A] non-decreasing -> [..., num_classes].
 
+    Rows may differ from picture to picture, [B, A, D] with embeds [B, Q, D]. They are taken as they are: rows that a
+    model has changed and not normalised again count by their length, too.
+
     FC-CLIP, `get_classification_logits`. A class scores as its best phrase does: phrases are never
     averaged. `logit_scale` is the logarithm of the factor, which is at most 100. Every class has at
     least one row; a void row is one more class for this function.
     """
-    scores = logit_scale.exp().clamp(max=100.0) * functional.normalize(embeds, dim=-1) @ rows.T  # [..., A]
-    if len(rows) == num_classes:  # one phrase per class: the columns are the classes
+    scores = logit_scale.exp().clamp(max=100.0) * functional.normalize(embeds, dim=-1) @ rows.mT  # [..., A]
+    if rows.shape[-2] == num_classes:  # one phrase per class: the columns are the classes
         return scores
     index = class_of.expand_as(scores)
     best = scores.new_full((*scores.shape[:-1], num_classes), -torch.inf)

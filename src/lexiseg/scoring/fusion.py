@@ -56,3 +56,18 @@ class RegionOnly(nn.Module):
         """region_logits [B, Q, K], valid [B, Q] -> Scores."""
         probs = torch.where(valid[..., None], region_logits.softmax(-1), 0.0)
         return Scores(class_probs=probs, void_prob=(~valid).to(probs))
+
+
+class RegionWithVoid(nn.Module):
+    """CLIP's verdict on the classes, the generator's on whether there is anything at all.
+
+    MAFT+ (arXiv 2408.00744): of the generator's class logits only the probability of void is used, and CLIP's classes
+    share the rest. A mask that covers no position of CLIP's map is scored like any other, as in the released models.
+    """
+
+    def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
+        """region_logits [B, Q, K], valid [B, Q] -> Scores. Proposals must carry class logits [B, Q, K + 1]."""
+        if proposals.class_logits is None:
+            raise ValueError("RegionWithVoid needs a generator that tells void; use RegionOnly for this one")
+        void_prob = proposals.class_logits.softmax(-1)[..., -1]
+        return scores_from_probs(region_logits.softmax(-1) * (1 - void_prob[..., None]), void_prob)
