@@ -27,6 +27,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    "street-tiny": Recipe(
+        "the whole embedded model: both towers, generator, model folder", "embedded", settings={"name": "STREET_TINY"}
+    ),
+    "outdoor-tiny": Recipe("the same from permissively licensed photos", "embedded", settings={"name": "OUTDOOR_TINY"}),
     "tiny-text": Recipe("the text tower of the embedded models, distilled from sentence vectors", "tiny_text"),
     "street-tiny-tower": Recipe(
         "the image tower of street-tiny, per pixel against the vectors of names",
