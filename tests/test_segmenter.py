@@ -164,7 +164,7 @@ def test_background(segmenter: Segmenter) -> None:
         ([], "no classes"),
         (["red", " "], "empty"),
         ("red, red", "red"),
-        (["a" * 500], "at most 200"),
+        (["a" * 5000], "a phrase has at most"),
         (7, "list of classes"),
         ("no-such-file.yaml", "no such file"),
     ],

@@ -165,7 +165,7 @@ BAD_WORDS = {
     "twice": ("sky, car, sky", "sky"),
     "twice as synonym": ("sky, car | sky", "sky"),
     "missing file": ("nowhere/words.yaml", "no such file"),
-    "too long": ("x" * 1000, "at most 200"),
+    "too long": ("x" * 3000, "a phrase has at most"),
     "broken yaml": ("broken.yaml", "not valid YAML"),
     "broken json": ("broken.json", "not valid JSON"),
     "wrong shape": ("number.json", "must be a list"),
