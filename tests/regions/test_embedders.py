@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from lexiseg.clip.projection import Projection
 from lexiseg.regions.attention_pool import AttentionPool, MaskedAttention2d
+from lexiseg.regions.mask_adapter import MaskAdapter, MaskAdapterPool
 from lexiseg.regions.mask_pool import MaskPool
 from lexiseg.types import Features, Images
 
@@ -21,7 +22,12 @@ def attention_pool() -> AttentionPool:
     return AttentionPool(MaskedAttention2d(CHANNELS, num_heads=2, out_dim=WIDTH, grid_size=3))
 
 
-EMBEDDERS = pytest.mark.parametrize("make", [mask_pool, attention_pool])
+def mask_adapter() -> MaskAdapterPool:
+    adapter = MaskAdapter(WIDTH, width=12, mask_width=8, num_maps=3)
+    return MaskAdapterPool(adapter, Projection(CHANNELS, WIDTH, norm_eps=1e-6, hidden=6))
+
+
+EMBEDDERS = pytest.mark.parametrize("make", [mask_pool, attention_pool, mask_adapter])
 
 
 def images_for(batch: int, h: int = 4, w: int = 6) -> Images:
