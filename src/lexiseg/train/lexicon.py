@@ -32,6 +32,8 @@ class Lexicon:
     concepts: dict[str, Concept]
     overlaps: frozenset[frozenset[str]]
     """Pairs of concepts that can both be true of a pixel."""
+    parts: dict[str, frozenset[str]]
+    """Concept -> concepts that are small parts of it; they are among its overlaps."""
 
     def concept_of(self, name: str) -> str:
         """The concept a class name of a label set stands for: its own entry, or the one that lists it."""
@@ -76,4 +78,9 @@ def load_lexicon() -> Lexicon:
                 if concept not in concepts:
                     raise ValueError(f"lexicon: overlaps name {concept!r}, which is no concept")
             overlaps.add(frozenset((key, other)))
-    return Lexicon(concepts, frozenset(overlaps))
+    parts = {whole: frozenset(split_names(text)) for whole, text in content["parts"].items()}
+    for whole, pieces in parts.items():
+        missing = [piece for piece in pieces if frozenset((whole, piece)) not in overlaps]
+        if missing:
+            raise ValueError(f"lexicon: parts of {whole!r} that do not overlap with it: {', '.join(missing)}")
+    return Lexicon(concepts, frozenset(overlaps), parts)

@@ -66,7 +66,7 @@ def test_table_knows_what_excludes_what(table: LabelTable) -> None:
     assert "road" in rivals("camvid", "pedestrian")
     none = {c for c, flag in zip(table.concepts, table.rival[table.none_row], strict=True) if flag}
     assert none == {"person", "car"}
-    agree = {c for c, flag in zip(table.concepts, table.agree[table.none_row], strict=True) if flag}
+    agree = {c for c, flag in zip(table.concepts, table.agree[table.none_row] == 0, strict=True) if flag}
     assert not agree & {"person", "car", "pedestrian"}
     assert "sky" in agree
 
@@ -79,11 +79,13 @@ def test_losses_by_hand(table: LabelTable) -> None:
     candidates = torch.zeros(2, len(column), dtype=torch.bool)
     candidates[:, [column["building"], column["sky"], column["window"]]] = True
     first, union = label_losses(logits, rows, candidates, table, smoothing=0.0)
-    # Sky is the only rival in the running: a window may be part of the building, "none" has no say here.
-    assert float(first) == pytest.approx(np.log(1 + np.exp(-1)))
-    agree = int(table.agree[rows[0]].sum()) - 1 + np.e
+    # Sky is the only full rival in the running: a window may be part of the building and counts a tenth; "none" has
+    # no say here.
+    assert float(first) == pytest.approx(np.log((np.e + 2) / (np.e + 0.1)), abs=1e-5)
+    weights = table.agree.exp()
+    agree = float(weights[rows[0]].sum()) - 1 + np.e
     everything = len(column) - 1 + np.e
-    none = int(table.agree[table.none_row].sum()) / len(column)
+    none = float(weights[table.none_row].sum()) / len(column)
     assert float(union) == pytest.approx((np.log(everything / agree) - np.log(none)) / 2, abs=1e-5)
 
 

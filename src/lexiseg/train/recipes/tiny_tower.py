@@ -13,6 +13,7 @@ that label things only, an unlabelled pixel is pushed away from the things and t
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from lexiseg.train.loop import RunState, is_complete, launch, run
 from lexiseg.train.recipes.tiny_clip import CONFIG
 
 IGNORE = 255
+IMPOSSIBLE = -1e4
+PART_WEIGHT = 0.1
 STRIDE = 4
 STREET = {"camvid": 5.0, "msrc": 4.5, "coco_panoptic": 3.5, "coco_things": 2.5, "coco_captions": 0.5}
 """Crops per 16 from each package: `street-tiny`."""
@@ -75,7 +78,8 @@ class LabelTable:
     """Every class of every label set is a row; every concept with pixels is a column.
 
     `own[r]` the column of row r; `rival[r]` the concepts that are certainly wrong where r is right; `agree[r]` the
-    concepts that may be right as well. For the row "none of the things", `rival` are the things, `own` is -1.
+    logarithm of how far a concept counts as right as well: 0 fully, IMPOSSIBLE not at all, between them the parts.
+    For the row "none of the things", `rival` are the things and `own` is -1.
     """
 
     concepts: tuple[str, ...]
@@ -121,14 +125,15 @@ def build_table(packages: list[LabelledPhotos], lexicon: Lexicon) -> LabelTable:
             both = torch.tensor([lexicon.overlap(mine, other) for other in concepts])
             both &= ~sets[key]
             both[column[mine]] = True
+            parts = torch.tensor([other in lexicon.parts.get(mine, ()) for other in concepts])
             own.append(column[mine])
-            agree.append(both)
+            agree.append(torch.where(both, torch.where(parts, math.log(PART_WEIGHT), 0.0), IMPOSSIBLE))
             rival.append(~both)
     is_thing = torch.tensor([any(concept[t] == c for t in things) for c in concepts])
     near_thing = torch.tensor([any(lexicon.overlap(c, concept[t]) for t in things) for c in concepts])
     own.append(-1)
     rival.append(is_thing)
-    agree.append(~near_thing)
+    agree.append(torch.where(near_thing, IMPOSSIBLE, 0.0))
     if len(own) >= IGNORE:
         raise ValueError("more than 254 rows: label maps are 8-bit")
     return LabelTable(concepts, rows, torch.tensor(own), torch.stack(rival), torch.stack(agree), sets)
@@ -231,16 +236,17 @@ def label_losses(
     own = table.own[rows]
     labelled = own >= 0
     agree = table.agree[rows]
-    own_logit = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
     is_own = F.one_hot(own.clamp(min=0), logits.shape[1]).bool()
-    running = (candidates & table.rival[rows]) | is_own
-    masked = logits.masked_fill(~running, -1e4)
-    total = masked.logsumexp(1)
+    is_part = (agree < 0) & (agree > IMPOSSIBLE)
+    running = (candidates & (table.rival[rows] | is_part)) | is_own
+    among = logits.masked_fill(~running, IMPOSSIBLE)
+    total = among.logsumexp(1)
+    right = (among + agree.masked_fill(is_own, 0.0)).logsumexp(1)
     mean = (logits * running).sum(1) / running.sum(1)
-    chosen = (1 - smoothing) * (total - own_logit) + smoothing * (total - mean)
+    chosen = (1 - smoothing) * (total - right) + smoothing * (total - mean)
     first = (chosen * labelled).sum() / labelled.sum().clamp(min=1)
     # Over all concepts: what agrees with the label counts as right, together.
-    union = logits.logsumexp(1) - logits.masked_fill(~agree, -1e4).logsumexp(1)
+    union = logits.logsumexp(1) - (logits + agree).logsumexp(1)
     return first, union.mean()
 
 
@@ -284,8 +290,11 @@ class DenseStage:
         listed = self.table.sets[key]
         kept = listed & (torch.rand(len(listed)) < rng.uniform(0.3, 1.3))
         present = torch.from_numpy(np.unique(rows).astype(np.int64))
-        own = self.table.own[present[present < self.table.none_row]]
-        kept[own] = True
+        present = present[present < self.table.none_row]
+        kept[self.table.own[present]] = True
+        if rng.random() < 0.7:  # else only the drawn windows would ever compete with the walls of other sets
+            agree = self.table.agree[present]
+            kept |= ((agree < 0) & (agree > IMPOSSIBLE)).any(0)
         return kept
 
     def __call__(self, step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
