@@ -30,7 +30,7 @@ from lexiseg.train.matcher import SegmentTargets
 from lexiseg.types import Images, PanopticMap, Proposals, Scores, TextBank
 from lexiseg.vocabulary import TEMPLATES, Vocabulary
 from lexiseg.weights.fcclip import describe
-from lexiseg.zoo.convert import convert_fcclip, sizes
+from lexiseg.zoo.convert import convert_state, sizes
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 
 Case = dict[str, Any]
@@ -170,7 +170,7 @@ def load(folder: Path, manifest: str) -> tuple[System, TextEncoder, dict[str, st
     source = {name: torch.from_numpy(np.asarray(value)) for name, value in checkpoint(folder / manifest).items()}
     layout = describe(source)
     arguments = {"tower": layout.tower, **sizes(layout)}
-    account, system_state, text_state = convert_fcclip(source, arguments)
+    account, system_state, text_state = convert_state(source, arguments)
     system, encoder = fcclip(**arguments), text_encoder(layout.tower)
     system.load_state_dict(system_state, strict=True, assign=True)
     encoder.load_state_dict(text_state, strict=True, assign=True)

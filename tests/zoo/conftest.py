@@ -54,6 +54,8 @@ def official_name(name: str) -> str:
         "embedder.projection.norm.": clip + "visual.trunk.head.norm.",
         "embedder.projection.head.": clip + "visual.head.",
         "embedder.pool.": clip + "visual.attnpool.",
+        "scorer.transfer.linear.": "cdt.cross_atten.MLP.",
+        "scorer.transfer.": "cdt.cross_atten.",
         "scorer.": clip,
         "generator.pixel_decoder.": "sem_seg_head.pixel_decoder.",
         "generator.decoder.mask_pooling_proj.": "sem_seg_head.predictor._mask_pooling_proj.",

@@ -1,5 +1,6 @@
 """Official checkpoints become model folders that compute the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from lexiseg.scoring.image_conditioned import ImageConditioned
 from lexiseg.system import System
 from lexiseg.weights import fcclip as layout
 from lexiseg.weights.files import sha256_of
 from lexiseg.weights.rules import ConversionError, shapes_of
 from lexiseg.zoo.catalogue import ZOO
 from lexiseg.zoo.coco_words import COCO_PHRASES
-from lexiseg.zoo.convert import convert, convert_fcclip, read_training_phrases, sizes
+from lexiseg.zoo.convert import LAYOUTS, convert, convert_state, published_entry, read_training_phrases, sizes
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import converted_folder, load
+from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.model_folder import load_folder
 from tests.zoo.conftest import GENERATOR, TOWERS, official_checkpoint, randomise
 
@@ -73,7 +76,7 @@ def test_every_published_tower_is_told_and_accounted_for(name: str) -> None:
     source = published(name)
     found = layout.describe(source)
     assert found.tower == name and sizes(found) == {}
-    account, system, text = convert_fcclip(source, {"tower": name})
+    account, system, text = convert_state(source, {"tower": name})
     assert set(account.used) | set(account.ignored) == set(source)
     assert set(account.ignored) == {"criterion.empty_weight"}
     assert account.fresh == {}
@@ -83,7 +86,7 @@ def test_every_published_tower_is_told_and_accounted_for(name: str) -> None:
 def test_batch_norm_counters_may_be_absent() -> None:
     source = published("RN50")
     short = {name: tensor for name, tensor in source.items() if not name.endswith("num_batches_tracked")}
-    account, system, _ = convert_fcclip(short, {"tower": "RN50"})
+    account, system, _ = convert_state(short, {"tower": "RN50"})
     assert len(account.fresh) == len(source) - len(short) == 55
     assert all(int(system[name]) == 0 for name in account.fresh)
 
@@ -131,9 +134,98 @@ def test_a_published_model_gets_its_name_and_place(monkeypatch: pytest.MonkeyPat
                 load(entry.name)
 
 
+def maftplus_checkpoint(arguments: dict[str, Any], classes: int, device: str = "cpu") -> dict[str, Tensor]:
+    """A MAFT+ checkpoint with random weights: a second CLIP beside the first."""
+    system, text = maftplus(device=device, **arguments), text_encoder(arguments["tower"], device=device)
+    if device != "meta":
+        randomise(system, 2)
+        randomise(text, 3)
+    source = official_checkpoint(system.state_dict(), text.state_dict())
+    teacher = {
+        name.replace("backbone.", "backbone_t."): x for name, x in source.items() if name.startswith("backbone.")
+    }
+    return {**teacher, **source, "criterion.empty_weight": torch.ones(classes + 1)}
+
+
+@pytest.mark.parametrize(("classes", "norm_order"), [(171, "after_sum"), (133, "before_sum")])
+def test_maftplus_round_trip(classes: int, norm_order: str, run: Any, tmp_path: Path) -> None:
+    sizes_of = {**GENERATOR, "transfer_heads": 8}
+    tower = TOWERS["convnext mlp"]
+    source = maftplus_checkpoint({"tower": tower, **sizes_of}, classes)
+    torch.save({"model": source}, tmp_path / "toy.pth")
+    report = convert(tmp_path / "toy.pth", tmp_path / "out", tower=tower)
+    model = load_folder(tmp_path / "out")
+
+    system = maftplus(tower, norm_order=norm_order, device="cpu", **sizes_of)  # type: ignore[arg-type]
+    randomise(system, 2)
+    masks, scores = run(system)
+    same_masks, same_scores = run(model.system)
+    assert torch.equal(masks, same_masks)
+    assert torch.equal(scores.class_probs, same_scores.class_probs)
+    assert (model.outputs.object_mask_threshold, model.outputs.overlap_threshold) == (0.2, 0.7)
+    assert model.training_phrases == (COCO_PHRASES if classes == 133 else ())
+    count = sum(name.startswith("backbone_t.") for name in source)
+    assert len(report.ignored) == count + 1
+    assert f"not needed: {count} tensors, from backbone_t." in report.summary()
+
+
+def test_maftplus_without_its_teacher_and_without_its_sign(tmp_path: Path) -> None:
+    tower = TOWERS["convnext linear"]
+    source = maftplus_checkpoint({"tower": tower, **GENERATOR}, 50)
+    source = {name: tensor for name, tensor in source.items() if not name.startswith("backbone_t.")}
+    torch.save(source, tmp_path / "toy.pth")
+    with pytest.raises(ConversionError, match="maftplus-semantic or maftplus-panoptic"):
+        convert(tmp_path / "toy.pth", tmp_path / "out", tower=tower)
+    report = convert(tmp_path / "toy.pth", tmp_path / "out", "maftplus-panoptic", tower=tower)
+    assert list(report.ignored) == ["criterion.empty_weight"]
+    scorer = load_folder(tmp_path / "out").system.scorer
+    assert isinstance(scorer, ImageConditioned) and scorer.transfer.norm_order == "before_sum"
+
+
+@pytest.mark.parametrize("name", ["maftplus-base", "maftplus-large", "maftplus-large-panoptic"])
+def test_every_published_maftplus_is_told_and_accounted_for(name: str) -> None:
+    entry = ZOO[name]
+    classes = 133 if name.endswith("panoptic") else 171
+    source = maftplus_checkpoint(dict(entry.arguments), classes, device="meta")
+    found = layout.describe(source)
+    (kind,) = (
+        key for key, kind in LAYOUTS.items() if kind.recognises(source) and kind.told(source) and key != "fcclip"
+    )
+    arguments = {"tower": found.tower, **LAYOUTS[kind].arguments, **sizes(found, "maftplus")}
+    assert published_entry("maftplus", arguments) is entry
+    account, _, _ = convert_state(source, arguments, kind)
+    assert set(account.used) | set(account.ignored) == set(source) and account.fresh == {}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "name"),
+    [
+        ("semantic_base", "maftplus-base"),
+        ("semantic_large", "maftplus-large"),
+        ("panoptic_large", "maftplus-large-panoptic"),
+    ],
+)
+def test_maftplus_manifests_convert(manifest: str, name: str, shared: Path) -> None:
+    """Names and shapes of the official files, every one accounted for."""
+    listed = json.loads((shared / "parity" / "maft-plus" / f"manifest-{manifest}.json").read_text())["tensors"]
+    source = {key: torch.empty(entry["shape"], device="meta") for key, entry in listed.items()}
+    found = layout.describe(source)
+    kind = "maftplus-panoptic" if LAYOUTS["maftplus-panoptic"].told(source) else "maftplus-semantic"
+    arguments = {"tower": found.tower, **LAYOUTS[kind].arguments, **sizes(found, "maftplus")}
+    assert published_entry("maftplus", arguments) is ZOO[name]
+    account, _, _ = convert_state(source, arguments, kind)
+    assert len(account.used) + len(account.ignored) == len(source)
+    assert set(account.ignored) == {key for key in source if key.startswith(("backbone_t.", "criterion."))}
+
+
+def test_attention_pools_have_no_map_to_show() -> None:
+    with pytest.raises(ValueError, match="CLIP ResNet"):
+        maftplus(TOWERS["resnet"])
+
+
 def test_files_that_are_not_fcclip(tmp_path: Path) -> None:
     torch.save({"model": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    with pytest.raises(ConversionError, match=r"other\.pth: not an FC-CLIP checkpoint.*layer\.weight"):
+    with pytest.raises(ConversionError, match=r"other\.pth: not an FC-CLIP or MAFT\+ checkpoint.*layer\.weight"):
         convert(tmp_path / "other.pth", tmp_path / "out")
     with pytest.raises(ConversionError, match="no layout is called 'maft'"):
         convert(tmp_path / "other.pth", tmp_path / "out", layout="maft")
@@ -178,7 +270,7 @@ def test_the_given_manifests(shared: Path) -> None:
         }
         assert len(source) == count
         found = layout.describe(source)
-        account, system, text = convert_fcclip(source, {"tower": found.tower})
+        account, system, text = convert_state(source, {"tower": found.tower})
         assert sizes(found) == {} and account.fresh == {}
         assert len(account.used) == len(system) + len(text) == count - 1
         assert list(account.ignored) == ["criterion.empty_weight"]

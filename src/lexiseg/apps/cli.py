@@ -149,7 +149,9 @@ def convert(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the model. Default: where its name is looked for.")
     ] = None,
-    layout: Annotated[str, typer.Option(help="Whose checkpoint it is: auto or fcclip.")] = "auto",
+    layout: Annotated[
+        str, typer.Option(help="Whose checkpoint it is: auto, fcclip, maftplus-semantic or maftplus-panoptic.")
+    ] = "auto",
     training_words: Annotated[
         Path | None, typer.Option(help="The official class list the model was trained with, to score as published.")
     ] = None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,64 @@ from torch import Tensor
 from lexiseg.proposals.fcclip import fcclip_generator
 from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary
 from lexiseg.weights import fcclip as fcclip_layout
+from lexiseg.weights import maftplus as maftplus_layout
 from lexiseg.weights.files import read_checkpoint, sha256_of
-from lexiseg.weights.rules import Conversion, ConversionError, shapes_of
-from lexiseg.zoo.catalogue import FCCLIP_PAPER, ZOO, Entry, OfficialFile
+from lexiseg.weights.rules import Conversion, ConversionError, Ignored, Rule, shapes_of
+from lexiseg.zoo.catalogue import FCCLIP_PAPER, MAFTPLUS_PAPER, ZOO, Entry, OfficialFile
 from lexiseg.zoo.coco_words import COCO_PHRASES
-from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import converted_folder
-from lexiseg.zoo.model_folder import save_model_folder
+from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
+from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, save_model_folder
 
-LAYOUTS = ("auto", "fcclip")
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """One kind of official checkpoint, and the model it becomes."""
+
+    title: str
+    paper: str
+    builder: str
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    """Whether the names are those of this kind; several layouts may share them."""
+    told: Callable[[Mapping[str, Tensor]], bool] = lambda source: True
+    """Whether a file with these names is this one of them."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of the builder, beside the tower and what the shapes say."""
+    rules: Sequence[Rule] = fcclip_layout.SYSTEM_RULES
+    ignored: Sequence[Ignored] = fcclip_layout.IGNORED
+    outputs: OutputSettings = field(default_factory=OutputSettings)
+    training_phrases: tuple[str, ...] = COCO_PHRASES
+
+
+def _maftplus(title: str, norm_order: str, training_phrases: tuple[str, ...]) -> CheckpointLayout:
+    return CheckpointLayout(
+        title=title,
+        paper=MAFTPLUS_PAPER,
+        builder="maftplus",
+        recognises=maftplus_layout.is_official,
+        told=lambda source: maftplus_layout.norm_order(source) == norm_order,
+        arguments={"norm_order": norm_order},
+        rules=maftplus_layout.SYSTEM_RULES,
+        ignored=maftplus_layout.IGNORED,
+        outputs=OutputSettings(object_mask_threshold=OBJECT_MASK_THRESHOLD, overlap_threshold=OVERLAP_THRESHOLD),
+        training_phrases=training_phrases,
+    )
+
+
+LAYOUTS: dict[str, CheckpointLayout] = {
+    # Of COCO-Stuff we have no list of words, and the scores of MAFT+ do not depend on what was seen.
+    "maftplus-semantic": _maftplus("MAFT+", "after_sum", ()),
+    "maftplus-panoptic": _maftplus("MAFT+, panoptic", "before_sum", COCO_PHRASES),
+    # Last: the others have its names, and more.
+    "fcclip": CheckpointLayout("FC-CLIP", FCCLIP_PAPER, "fcclip", fcclip_layout.is_official),
+}
+"""Name -> layout, in the order in which files are compared with them."""
+
+
+def _named(reasons: Mapping[str, str], reason: str) -> str:
+    """The tensors left out for a reason, or how many there are."""
+    names = [name for name, given in reasons.items() if given == reason]
+    return names[0] if len(names) == 1 else f"{len(names)} tensors, from {names[0]} on"
 
 
 @dataclass(frozen=True)
@@ -50,7 +99,10 @@ class Report:
             + (f": this is {self.name}" if self.name else ": not a published model"),
             f"{read} tensors in the file: {self.system_tensors - len(self.fresh)} for the model, "
             f"{self.text_tensors} for the text tower, {len(self.ignored)} not needed",
-            *(f"  not needed: {name} ({reason})" for name, reason in self.ignored.items()),
+            *(
+                f"  not needed: {_named(self.ignored, reason)} ({reason})"
+                for reason in dict.fromkeys(self.ignored.values())
+            ),
         ]
         if self.fresh:
             lines.append(f"{len(self.fresh)} not in the file and not needed: {next(iter(self.fresh.values()))}")
@@ -68,20 +120,18 @@ def convert(
 ) -> Report:
     """Reads an official checkpoint and writes a model folder.
 
-    out: None puts a published model where `load` finds it by its name. tower: only for checkpoints whose tower is none
-    of the published ones. training_phrases: the words the model was trained with, where the user has the official
-    list; otherwise ours for COCO (see `coco_words`).
+    out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS, or "auto". tower:
+    only for checkpoints whose tower is none of the published ones. training_phrases: the words the model was trained
+    with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
     """
     file = Path(file)
-    if layout not in LAYOUTS:
-        raise ConversionError(f"no layout is called {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ConversionError(f"no layout is called {layout!r}: choose one of auto, {', '.join(LAYOUTS)}")
     source = read_checkpoint(file)
-    if not fcclip_layout.is_official(source):
-        shown = ", ".join(list(source)[:3])
-        raise ConversionError(
-            f"{file}: not an FC-CLIP checkpoint (its first tensors are {shown}); "
-            "expected names begin with backbone.clip_model., sem_seg_head.pixel_decoder. and sem_seg_head.predictor."
-        )
+    layout = _recognise(file, source) if layout == "auto" else layout
+    kind = LAYOUTS[layout]
+    if not kind.recognises(source):
+        raise ConversionError(f"{file}: not a checkpoint of {kind.title}: its names are others")
     found = fcclip_layout.describe(source)
     tower = tower or found.tower
     if tower is None:
@@ -89,9 +139,9 @@ def convert(
             f"{file}: a {found.family} with {found.depths} blocks, {found.widths} channels and a joint width of "
             f"{found.embed_dim} is none of the published towers; give its open_clip name or configuration"
         )
-    arguments = {"tower": tower, **sizes(found)}
-    account, system, text = convert_fcclip(source, arguments)
-    entry = published_entry(tower) if sizes(found) == {} else None
+    arguments = {"tower": tower, **kind.arguments, **sizes(found, kind.builder)}
+    account, system, text = convert_state(source, arguments, layout)
+    entry = published_entry(kind.builder, arguments)
     if out is None and entry is None:
         raise ConversionError(f"{file}: not a published model, so it has no name of its own; say where it goes")
     folder = Path(out) if out is not None else converted_folder(entry.name if entry else "")
@@ -99,14 +149,15 @@ def convert(
         folder,
         system,
         text,
-        builder="fcclip",
+        builder=kind.builder,
         arguments=arguments,
         templates="fcclip14",
-        training_phrases=list(COCO_PHRASES if training_phrases is None else training_phrases),
-        card=card(entry, file),
+        outputs=kind.outputs,
+        training_phrases=list(kind.training_phrases if training_phrases is None else training_phrases),
+        card=card(entry, kind, file),
     )
     return Report(
-        layout="fcclip",
+        layout=layout,
         name=entry.name if entry else None,
         tower=tower if isinstance(tower, str) else "given",
         folder=folder,
@@ -118,23 +169,46 @@ def convert(
     )
 
 
-def convert_fcclip(
-    source: dict[str, Tensor], arguments: dict[str, Any]
+def _recognise(file: Path, source: Mapping[str, Tensor]) -> str:
+    """The name of the layout of a checkpoint."""
+    fitting = {name: layout for name, layout in LAYOUTS.items() if layout.recognises(source)}
+    if not fitting:
+        shown = ", ".join(list(source)[:3])
+        raise ConversionError(
+            f"{file}: not an FC-CLIP or MAFT+ checkpoint (its first tensors are {shown}); "
+            "expected names begin with backbone.clip_model., sem_seg_head.pixel_decoder. and sem_seg_head.predictor."
+        )
+    first = next(iter(fitting.values()))
+    alike = {name: layout for name, layout in fitting.items() if layout.recognises == first.recognises}
+    for name, layout in alike.items():
+        if layout.told(source):
+            return name
+    raise ConversionError(f"{file}: does not tell which it is; name the layout: {' or '.join(alike)}")
+
+
+def convert_state(
+    source: Mapping[str, Tensor], arguments: Mapping[str, Any], layout: str = "fcclip"
 ) -> tuple[Conversion, dict[str, Tensor], dict[str, Tensor]]:
-    """The account, and complete state dicts of system and text encoder for `fcclip(**arguments)`."""
+    """The account, and complete state dicts of the system that these arguments build and of its text encoder."""
+    kind = LAYOUTS[layout]
+    builder = BUILDERS[kind.builder]
     account, system, text = fcclip_layout.convert_official(
         source,
-        shapes_of(fcclip(**arguments).state_dict()),
-        shapes_of(text_encoder(arguments["tower"]).state_dict()),
+        shapes_of(builder.system(**arguments).state_dict()),
+        shapes_of(builder.text_encoder(arguments["tower"]).state_dict()),
+        kind.rules,
+        kind.ignored,
     )
     # The only fresh tensors are counters of batch norm.
     system |= {name: torch.zeros((), dtype=torch.int64) for name in account.fresh}
     return account, system, text
 
 
-def sizes(found: fcclip_layout.Layout) -> dict[str, int]:
-    """The arguments of `fcclip_generator` that a checkpoint needs beyond its defaults."""
-    defaults = {name: value.default for name, value in inspect.signature(fcclip_generator).parameters.items()}
+def sizes(found: fcclip_layout.Layout, builder: str = "fcclip") -> dict[str, int]:
+    """The arguments of a builder that a checkpoint needs beyond its defaults: sizes of the generator."""
+    described = {name: value.default for name, value in inspect.signature(fcclip_generator).parameters.items()}
+    own = {name: value.default for name, value in inspect.signature(BUILDERS[builder].system).parameters.items()}
+    defaults = described | {name: value for name, value in own.items() if name in described}
     told = {
         **{name: getattr(found, name) for name in defaults if hasattr(found, name)},
         "points": found.heads_times_points // defaults["heads"],
@@ -142,10 +216,10 @@ def sizes(found: fcclip_layout.Layout) -> dict[str, int]:
     return {name: value for name, value in told.items() if value != defaults[name]}
 
 
-def published_entry(tower: str | dict[str, Any]) -> Entry | None:
-    """The model of the zoo with this tower."""
+def published_entry(builder: str, arguments: Mapping[str, Any]) -> Entry | None:
+    """The model of the zoo that is built so."""
     for entry in ZOO.values():
-        if isinstance(entry.source, OfficialFile) and entry.source.tower == tower:
+        if isinstance(entry.source, OfficialFile) and entry.builder == builder and entry.arguments == arguments:
             return entry
     return None
 
@@ -166,11 +240,11 @@ def read_training_phrases(file: str | Path) -> list[str]:
     return list(Vocabulary.from_comma_format(words).phrases)
 
 
-def card(entry: Entry | None, file: Path) -> dict[str, Any]:
+def card(entry: Entry | None, layout: CheckpointLayout, file: Path) -> dict[str, Any]:
     """What the model folder says about itself."""
-    origin = {"converted_from": file.name, "source_sha256": sha256_of(file), "paper": FCCLIP_PAPER}
+    origin = {"converted_from": file.name, "source_sha256": sha256_of(file), "paper": layout.paper}
     if entry is None:
-        return {"title": "FC-CLIP", **origin}
+        return {"title": layout.title, **origin}
     return {
         "title": entry.title,
         **origin,

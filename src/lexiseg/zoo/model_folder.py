@@ -42,6 +42,7 @@ from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, 
 from lexiseg.weights.rules import ConversionError, Rule, convert, shapes_of
 from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import fcclip, text_encoder
+from lexiseg.zoo.maftplus import maftplus
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -73,6 +74,7 @@ class Builder:
 
 BUILDERS: dict[str, Builder] = {
     "fcclip": Builder(fcclip, text_encoder),
+    "maftplus": Builder(maftplus, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name. Its text tower is told by the argument `tower`."""

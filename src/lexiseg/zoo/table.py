@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Embedded, Entry, OfficialFile
 from lexiseg.zoo.loading import is_available
 
-METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU"}
+METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU", "sq": "SQ", "rq": "RQ"}
 RULES = {
     "gt": "mean over the classes that occur in the ground truth",
     "gt_or_pred": "mean over the classes that occur in ground truth or prediction",
@@ -103,18 +103,30 @@ def markdown() -> str:
         "|---|" + "---|" * len(BENCHMARKS),
     ]
     lines += [
-        f"| `{entry.name}` | "
-        + " | ".join(" / ".join(f"{value:.1f}" for value in entry.published[b].values()) for b in BENCHMARKS)
-        + " |"
+        f"| `{entry.name}` | " + " | ".join(_cell(entry, benchmark) for benchmark in BENCHMARKS) + " |"
         for entry in ZOO.values()
         if entry.published
     ]
     return "\n".join(lines) + "\n"
 
 
+def _metrics(benchmark: str) -> tuple[str, ...]:
+    """Of the column of a benchmark: those of the first model that has it."""
+    return tuple(next(entry.published[benchmark] for entry in ZOO.values() if benchmark in entry.published))
+
+
 def _column(benchmark: str) -> str:
-    metrics = next(entry.published[benchmark] for entry in ZOO.values() if benchmark in entry.published)
-    return f"{BENCHMARKS[benchmark]} {' / '.join(METRICS[metric] for metric in metrics)}"
+    return f"{BENCHMARKS[benchmark]} {' / '.join(METRICS[metric] for metric in _metrics(benchmark))}"
+
+
+def _cell(entry: Entry, benchmark: str) -> str:
+    numbers = entry.published.get(benchmark)
+    if numbers is None:
+        return "–"
+    columns = _metrics(benchmark)
+    shown = " / ".join(f"{numbers[metric]:.1f}" if metric in numbers else "–" for metric in columns)
+    more = [f"{METRICS[metric]} {value:.1f}" for metric, value in numbers.items() if metric not in columns]
+    return f"{shown} ({', '.join(more)})" if more else shown
 
 
 if __name__ == "__main__":
