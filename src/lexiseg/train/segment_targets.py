@@ -27,6 +27,8 @@ NOTHING = 255
 """None of the classes that were labelled: outside every mask."""
 MOST_SEGMENTS = 240
 """Of one photo; the rest of the 8-bit numbers is for what is painted and pasted."""
+PAINTED = ("window", "door")
+"""Concepts that are painted on walls: classes of every package, though its buildings may have some already."""
 STUFF = {
     *("sky", "building", "road", "sidewalk", "tree", "fence", "pole", "traffic sign"),
     *("grass", "mountain", "water"),
@@ -89,13 +91,13 @@ class SegmentedPhotos:
     """All photos of one package in memory, and the concepts its segments are told apart by."""
 
     def __init__(self, package: LabelledPhotos, split: str, lexicon: Lexicon, extra: Iterable[str] = ()) -> None:
-        """extra: concepts that are added to those of the package: what is painted and pasted into its photos."""
+        """extra: concepts of what is pasted into the photos of the package, as far as they have no class there."""
         own = [lexicon.concept_of(name) for name in package.classes]
         self.lexicon = lexicon
         self.package = package
         self.only_things = package.name in ("coco_things", "coco_captions")
-        self.concepts = list(dict.fromkeys(own))
-        self._added: dict[str, int | None] = {}
+        self.concepts = list(dict.fromkeys([*own, *PAINTED]))
+        self._added: dict[str, int | None] = {concept: self.concepts.index(concept) for concept in PAINTED}
         for concept in extra:
             self._add(concept)
         class_of = {index: self.concepts.index(concept) for index, concept in enumerate(own)}
@@ -154,13 +156,12 @@ class SegmentedPhotos:
         """A crop [size, size, 3], the segments of its cells [size / stride, size / stride], and their classes."""
         photo = rng.choice(self.photos)
         image, ids, classes = photo.image, photo.ids, list(photo.classes)
-        window, door = self.class_of("window"), self.class_of("door")
-        if window is not None and door is not None and not self.only_things and rng.random() < 0.35:
+        if not self.only_things and rng.random() < 0.35:
             wall_ids = [number for number, index in enumerate(classes, start=1) if index in self.walls]
             wall = np.isin(np.asarray(ids), wall_ids)
             if wall.mean() > 0.06:
                 image, ids = paint_openings(rng, image, ids, wall, len(classes) + 1, len(classes) + 2)
-                classes += [window, door]
+                classes += [self.concepts.index(concept) for concept in PAINTED]
         centre = None
         if rng.random() < 0.3:  # somewhere on any of the segments, so that small ones are seen as well
             ys, xs = np.nonzero(np.asarray(ids) == rng.randrange(1, len(classes) + 1))

@@ -13,8 +13,8 @@ classes the proposals are told apart by, each class under one of its names.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ SIZES = {
 }
 LEARNING_RATE = 1e-3
 PHASES = ((0.8, 256, 4), (1.0, 352, 2))
-"""Until this share of the steps: crop side, crops per process."""
 SCALES = (0.5, 1.3)
 """Crop pixels per photo pixel."""
 STRIDE = 2
@@ -105,10 +104,12 @@ class GeneratorStage:
     lexicon: Lexicon
     names: dict[str, Tensor]
     total_steps: int
-    criterion: Criterion = field(default_factory=lambda: CRITERION)
+    phases: Sequence[tuple[float, int, int]] = PHASES
+    """Until this share of the steps: crop side, crops per process."""
 
     def __call__(self, step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        _, size, count = next(phase for phase in PHASES if step < phase[0] * self.total_steps or phase is PHASES[-1])
+        late = self.phases[-1]
+        _, size, count = next((phase for phase in self.phases if step < phase[0] * self.total_steps), late)
         source = rng.choices(self.sources, self.weights)[0]
         crops = [source.draw(rng, size, STRIDE, SCALES, self.cutouts) for _ in range(count)]
         pixels = torch.from_numpy(np.stack([image for image, _, _ in crops])).permute(0, 3, 1, 2).float()
@@ -120,7 +121,7 @@ class GeneratorStage:
                 features = self.encoder(images)
             predictions = self.generator.all_steps(images, features, self.text(rng, source))
         # Where only things are labelled, a proposal without a partner may well be something.
-        criterion = replace(self.criterion, void_weight=0.0) if source.only_things else self.criterion
+        criterion = replace(CRITERION, void_weight=0.0) if source.only_things else CRITERION
         losses = criterion.weighted(criterion([prediction.proposals for prediction in predictions], targets))
         total = torch.stack(list(losses.values())).sum()
         last = {name: float(losses[name].detach()) for name in ("loss_ce", "loss_mask", "loss_dice")}
@@ -140,8 +141,7 @@ def prepare(
     lexicon = load_lexicon()
     packages = {name: LabelledPhotos(data / f"{name}.zip") for name in mixture}
     pasted = sorted(lexicon.concept_of(name) for name in PASTED)
-    extra = ["window", "door", *pasted]
-    sources = [SegmentedPhotos(package, "train", lexicon, extra) for package in packages.values()]
+    sources = [SegmentedPhotos(package, "train", lexicon, pasted) for package in packages.values()]
     cutouts = [cutout for source in sources if source.package.is_thing for cutout in source.cutouts(PASTED)]
     torch.manual_seed(0)
     encoder, generator = freeze_all_but_generator(build(tower))
