@@ -62,7 +62,7 @@ class Pyramid(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        trunk = timm.create_model(backbone, num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
+        trunk: Any = timm.create_model(backbone, num_classes=0, in_chans=in_chans, drop_path_rate=drop_path_rate)
         widths = [info["num_chs"] for info in trunk.feature_info[1:]]
         self.stem = trunk.stem
         self.stages = nn.ModuleList([trunk.s1, trunk.s2, trunk.s3, trunk.s4])
@@ -155,7 +155,7 @@ def lexiseg_pyramid_tiny(pretrained: bool = False, **kwargs: Any) -> Pyramid:
         raise ValueError("lexiseg_pyramid_tiny has no weights of its own: load an embedded model instead")
     for timm_extra in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(timm_extra, None)
-    model = Pyramid(**kwargs)
+    model: Any = Pyramid(**kwargs)
     model.pretrained_cfg = model.default_cfg = CONFIG
     return model
 

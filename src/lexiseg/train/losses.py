@@ -162,9 +162,7 @@ def _sample_known(targets: Sequence[SegmentTargets], matches: list[Matches], poi
     height = max(t.masks.shape[-2] for t in targets)
     width = max(t.masks.shape[-1] for t in targets)
     sampled = []
-    for target, match, own_points in zip(
-        targets, matches, points.split([len(m.targets) for m in matches]), strict=True
-    ):
+    for target, own_points in zip(targets, points.split([len(match.targets) for match in matches]), strict=True):
         if target.known is None or len(own_points) == 0:
             sampled.append(own_points.new_ones(own_points.shape[:2]))
             continue

@@ -22,7 +22,7 @@ class SegmentTargets:
     masks: Tensor
     """[N, H, W] bool on the canvas, false in the padding; they need not cover it."""
     known: Tensor | None = None
-    """[H, W] bool: false where nobody has said what is there, so that nothing is asked of any mask. None: all is known."""
+    """[H, W] bool: false where nobody has said what is there: nothing is asked of any mask. None: all is known."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lexiseg.train.loop import CHECKPOINT
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 256,
     "vision_cfg": {
         "image_size": 224,

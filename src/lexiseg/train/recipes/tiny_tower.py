@@ -17,6 +17,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,9 @@ def build_table(packages: list[LabelledPhotos], lexicon: Lexicon) -> LabelTable:
     column = {name: i for i, name in enumerate(concepts)}
     sets = {key: torch.zeros(len(concepts), dtype=torch.bool) for key in lists}
     rows: dict[tuple[str, str], int] = {}
-    own, rival, agree = [], [], []
+    own: list[int] = []
+    rival: list[Tensor] = []
+    agree: list[Tensor] = []
     for key, names in lists.items():
         for name in names:
             sets[key][column[concept[name]]] = True
@@ -177,9 +180,9 @@ class Photos:
                         self.cutouts.append(cut_out(self.photos[-1].image, inside, row))
             count = np.bincount(rows.reshape(-1), minlength=256)
             pixels += count
-            for row in np.flatnonzero(count):
+            for row in np.flatnonzero(count).tolist():
                 if row not in (IGNORE, table.none_row) and count[row] >= 20:
-                    self.with_row.setdefault(int(row), []).append(number)
+                    self.with_row.setdefault(row, []).append(number)
         names = {row: name for (_, name), row in table.rows.items()}
         self.present = sorted(self.with_row)
         # Rare classes are drawn more often than their area, less often than evenly.
@@ -216,7 +219,8 @@ class Tower(nn.Module):
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         normal = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            return self.visual["trunk"].forward_features(normal)
+            trunk: Any = self.visual["trunk"]
+            return trunk.forward_features(normal)
 
     def logits(self, vectors: Tensor, text: Tensor) -> Tensor:
         """Trunk vectors [N, C], unit text rows [G, D] -> [N, G]."""
