@@ -13,7 +13,7 @@ from lexiseg.clip.open_clip import build_text_encoder
 from lexiseg.train.loop import RunState, run
 from lexiseg.train.recipes import tiny_text
 from lexiseg.train.recipes.tiny_clip import CONFIG
-from lexiseg.train.recipes.tiny_text import Distillation, encode_names, noun_phrases, whitening
+from lexiseg.train.recipes.tiny_text import Distillation, encode_names, noun_phrases, towards_concepts, whitening
 
 
 def test_whitening_evens_out_the_axes() -> None:
@@ -24,6 +24,17 @@ def test_whitening_evens_out_the_axes() -> None:
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2000))
     spread = rows.std(0)
     assert spread.max() / spread.min() < 5  # 16 before; a quarter power leaves its root
+
+
+def test_words_are_drawn_to_what_they_resemble() -> None:
+    centres = torch.eye(3)[:2]
+    near = F.normalize(torch.tensor([[0.6, 0.2, 0.8]]), dim=-1)
+    far = torch.tensor([[0.0, 0.1, 1.0]])
+    placed = towards_concepts(torch.cat([near, F.normalize(far, dim=-1)]), centres)
+    torch.testing.assert_close(placed.norm(dim=-1), torch.ones(2))
+    assert placed[0, 0] > 0.85
+    assert placed[0, 1] < near[0, 1]  # the nearest concept, not all of them
+    torch.testing.assert_close(placed[1:], F.normalize(far, dim=-1))
 
 
 def test_nouns_come_with_timm() -> None:

