@@ -33,7 +33,7 @@ from lexiseg.train.recipes import tiny_generator, tiny_text, tiny_tower
 from lexiseg.train.recipes.tiny_clip import CONFIG, averaged_weights
 from lexiseg.train.recipes.tiny_tower import load_names
 from lexiseg.train.segment_targets import UNKNOWN, SegmentedPhotos
-from lexiseg.types import Proposals, TextBank
+from lexiseg.types import TextBank
 from lexiseg.zoo.catalogue import ZOO
 from lexiseg.zoo.model_folder import OutputSettings, save_model_folder
 
@@ -102,20 +102,19 @@ def measure_fusions(
         images = canvas([Photo(photo.image, id)])
         frame = postprocess.Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
         features = system.encoder(images)
-        grouped = ClusterProposals()(images, features) if clusters else None
-
-        def score(key: str, proposals: Proposals, bank: TextBank, table: str, fuse: Any) -> None:
-            regions = system.embedder(images, features, proposals.mask_logits)  # noqa: B023 - called at once
-            scores = fuse(proposals, system.scorer(regions, bank), regions.valid, bank)
-            labels = postprocess.semantic(proposals.mask_logits[0], scores.class_probs[0], frame).labels  # noqa: B023
-            tables[table][key].update(labels, truth)  # noqa: B023
-
-        for name, bank in banks.items():
-            proposals = system.generator(images, features, bank)
-            for key, fuse in fusions.items():
-                score(key, proposals, bank, name, fuse)
-            if grouped is not None:
-                score("clusters", grouped, bank, name, RegionOnly())
+        sources = {name: (bank, system.generator(images, features, bank), fusions) for name, bank in banks.items()}
+        if clusters:
+            grouped = ClusterProposals()(images, features)
+            sources |= {f"{name}/clusters": (bank, grouped, {"clusters": RegionOnly()}) for name, bank in banks.items()}
+        for name, (bank, proposals, ways) in sources.items():
+            masks = proposals.mask_logits
+            region_logits = system.scorer(regions := system.embedder(images, features, masks), bank)
+            # What `postprocess.semantic` does, with the masks brought to size once for all fusions.
+            probs = torch.cat([part for _, part in postprocess.mask_strips(masks[0], frame, True)], dim=1)
+            for key, fuse in ways.items():
+                scores = fuse(proposals, region_logits, regions.valid, bank)
+                labels = torch.einsum("qk,qhw->khw", scores.class_probs[0], probs).argmax(0)
+                tables[name.split("/")[0]][key].update(labels, truth)
     return {
         name: {key: round(100 * mean_iou(table.counts, "gt"), 1) for key, table in row.items()}
         for name, row in tables.items()
