@@ -27,11 +27,13 @@ from lexiseg.scoring.fusion import GeometricEnsemble
 from lexiseg.system import System
 from lexiseg.train.losses import Criterion
 from lexiseg.train.matcher import SegmentTargets
-from lexiseg.types import Images, PanopticMap, Proposals, Scores, TextBank
+from lexiseg.train.points import Draw
+from lexiseg.types import Features, Images, PanopticMap, Proposals, Scores, TextBank
 from lexiseg.vocabulary import TEMPLATES, Vocabulary
 from lexiseg.weights.fcclip import describe
-from lexiseg.zoo.convert import convert_state, sizes
-from lexiseg.zoo.fcclip import fcclip, text_encoder
+from lexiseg.zoo.convert import LAYOUTS, convert_state, recognise, sizes
+from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.model_folder import BUILDERS
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -63,8 +65,8 @@ def preprocess(case: Case, arrays: Arrays) -> dict[str, Any]:
         }
     short, long = next(iter(tables.values()))
     new["sizes"] = {}
-    for name, sizes in case["sizes"].items():
-        size_hw = fit_short_edge(tuple(sizes["input"]), short, long)
+    for name, given in case["sizes"].items():
+        size_hw = fit_short_edge(tuple(given["input"]), short, long)
         new["sizes"][name] = {"resized": list(size_hw)}
         photo = Photo(rgb=arrays[f"{name}_in"], name=name)
         new[f"{name}_resized_strided"] = np.asarray(Canvas(short, long).resize(photo))
@@ -168,10 +170,11 @@ def records(result: PanopticMap, is_thing: Tensor) -> list[dict[str, Any]]:
 def load(folder: Path, manifest: str) -> tuple[System, TextEncoder, dict[str, str]]:
     """The system and text encoder of a manifest's procedural weights, and our name -> official name."""
     source = {name: torch.from_numpy(np.asarray(value)) for name, value in checkpoint(folder / manifest).items()}
-    layout = describe(source)
-    arguments = {"tower": layout.tower, **sizes(layout)}
-    account, system_state, text_state = convert_state(source, arguments)
-    system, encoder = fcclip(**arguments), text_encoder(layout.tower)
+    layout, found = recognise(folder / manifest, source), describe(source)
+    kind = LAYOUTS[layout]
+    arguments = {"tower": found.tower, **kind.arguments, **sizes(found, kind.builder)}
+    account, system_state, text_state = convert_state(source, arguments, layout)
+    system, encoder = BUILDERS[kind.builder].system(**arguments), text_encoder(found.tower)
     system.load_state_dict(system_state, strict=True, assign=True)
     encoder.load_state_dict(text_state, strict=True, assign=True)
     return system.eval(), encoder.eval(), {target: name for name, target in account.used.items()}
@@ -209,28 +212,14 @@ def captured(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-@torch.inference_mode()
-def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
-    """Every stage of the whole model, and the three outputs in both orders."""
-    settings = case["settings"]
-    system, encoder_of_words, _ = load(folder, case["manifest"])
-    system.fuse = GeometricEnsemble(settings["alpha"], settings["beta"], settings["ensemble_on_valid_mask"])
-    text, prompts, raw = encode_words(case, folder, encoder_of_words)
+def stages(system: System, images: Images, text: TextBank) -> tuple[Features, dict[str, Any]]:
+    """What encoder and generator compute on the way, every prediction of the decoder included, by official name."""
     encoder, generator = system.encoder, system.generator
+    pixel_decoder, decoder = generator.pixel_decoder, generator.decoder
     new: dict[str, Any] = {
-        "tokens_first_prompts": encoder_of_words.tokenize(case["first_prompts"]).numpy().astype(np.int32),
-        "text_features_raw": raw.numpy(),
-        "num_templates": torch.bincount(text.class_of).tolist(),
-        "category_overlapping_mask": text.seen.int().tolist(),
+        "text_classifier": generator.query_text(text).rows.numpy(),
+        "preprocessed": encoder.normalise(images).numpy(),
     }
-    if prompts[: len(case["first_prompts"])] != case["first_prompts"]:
-        raise ValueError("the prompts of the vocabulary do not begin with the case's first_prompts")
-    rows = generator.query_text(text).rows
-    new["text_classifier"] = new["backbone.text_classifier"] = rows.numpy()
-
-    images = as_they_are([arrays["image"]])
-    new["preprocessed"] = encoder.normalise(images).numpy()
-    pixel_decoder = generator.pixel_decoder
     layers = pixel_decoder.transformer.encoder.layers
     modules = {f"pixel_decoder.input_proj.{i}": part for i, part in enumerate(pixel_decoder.input_proj)}
     modules |= {f"pixel_decoder.encoder.layer{i}": layer for i, layer in enumerate(layers)}
@@ -243,8 +232,6 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     new["backbone.clip_vis_dense"] = features.dense.numpy()
     new["pixel_decoder.mask_features"] = mask_features.numpy()
     new |= {f"pixel_decoder.multi_scale.{i}": memory.numpy() for i, memory in enumerate(memories)}
-
-    decoder = generator.decoder
     with captured({f"decoder.{i + 1}.query": part for i, part in enumerate(decoder.transformer_ffn_layers)}) as seen:
         steps = generator.all_steps(images, features, text)
     new["decoder.0.query"] = decoder.query_feat.weight[:, None].numpy()
@@ -253,6 +240,30 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
         new[f"decoder.{i}.pred_logits"] = step.proposals.class_logits.numpy()
         new[f"decoder.{i}.pred_masks"] = step.proposals.mask_logits.numpy()
         new[f"decoder.{i}.attn_blocked"] = step.blocked[0].sum(-1).int().numpy()
+    return features, new
+
+
+@torch.inference_mode()
+def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
+    """Every stage of the whole model, and the three outputs in both orders."""
+    settings = case["settings"]
+    system, encoder_of_words, _ = load(folder, case["manifest"])
+    system.fuse = GeometricEnsemble(settings["alpha"], settings["beta"], settings["ensemble_on_valid_mask"])
+    text, prompts, raw = encode_words(case, folder, encoder_of_words)
+    generator = system.generator
+    new: dict[str, Any] = {
+        "tokens_first_prompts": encoder_of_words.tokenize(case["first_prompts"]).numpy().astype(np.int32),
+        "text_features_raw": raw.numpy(),
+        "num_templates": torch.bincount(text.class_of).tolist(),
+        "category_overlapping_mask": text.seen.int().tolist(),
+    }
+    if prompts[: len(case["first_prompts"])] != case["first_prompts"]:
+        raise ValueError("the prompts of the vocabulary do not begin with the case's first_prompts")
+    rows = generator.query_text(text).rows
+    new["backbone.text_classifier"] = rows.numpy()
+    images = as_they_are([arrays["image"]])
+    features, staged = stages(system, images, text)
+    new |= staged
 
     proposals, scores = system(images, text)
     regions = system.embedder(images, features, proposals.mask_logits)
@@ -260,8 +271,8 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     region_logits = text_logits(regions.embeds, rows, class_of, text.num_classes + 1, system.scorer.logit_scale)
     masks, classes = proposals.mask_logits[0], scores.class_probs[0]
     new["pred_logits"] = proposals.class_logits[0].numpy()
-    new["pred_masks_strided"] = _every(masks, case["arrays"]["pred_masks_strided"]["shape"])
-    new["pooled_clip_embedding"] = _every(regions.embeds[0], case["arrays"]["pooled_clip_embedding"]["shape"])
+    new["pred_masks_strided"] = every(masks, case["arrays"]["pred_masks_strided"]["shape"])
+    new["pooled_clip_embedding"] = every(regions.embeds[0], case["arrays"]["pooled_clip_embedding"]["shape"])
     new["out_vocab_logits"] = region_logits[0].numpy()
     new["final_class_log_probs"] = log_probs(scores)[0].numpy()
     empty = (~regions.valid[0]).nonzero().flatten().tolist()
@@ -270,10 +281,8 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     frame = Frame(images.canvas_hw, images.sizes_hw[0], (case["output_height"], case["output_width"]))
     is_thing = things(case, classes.shape[1])
     for prefix, probs_at_canvas in (("semantic", False), ("semantic_only", True)):
-        per_class = postprocess.semantic_scores(masks, classes, frame, probs_at_canvas)
-        new[f"{prefix}_scores"] = per_class.numpy()
-        new[f"{prefix}_argmax"] = postprocess.semantic(masks, classes, frame, probs_at_canvas).labels.numpy()
-        new[f"{prefix}_centred_argmax"] = (per_class - per_class.mean((-2, -1), keepdim=True)).argmax(0).numpy()
+        maps = semantic_maps(masks, classes, frame, probs_at_canvas)
+        new |= {f"{prefix}_{name}": values for name, values in maps.items()}
     for suffix, overlap in (("", settings["overlap_threshold"]), ("_overlap0", 0.0)):
         result = postprocess.panoptic(
             masks, classes, scores.void_prob[0], is_thing, frame, settings["object_mask_threshold"], overlap
@@ -287,10 +296,18 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     return new
 
 
-def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
-    """Weighted losses and gradients of one step, with the case's random numbers in the place of the draws."""
-    system, encoder_of_words, official = load(folder, case["manifest"])
-    text, _, _ = encode_words(case, folder, encoder_of_words)
+def semantic_maps(masks: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool) -> dict[str, np.ndarray]:
+    """Scores of the classes, their arg-max, and that of the scores without their spatial mean."""
+    per_class = postprocess.semantic_scores(masks, class_probs, frame, probs_at_canvas)
+    return {
+        "scores": per_class.numpy(),
+        "argmax": postprocess.semantic(masks, class_probs, frame, probs_at_canvas).labels.numpy(),
+        "centred_argmax": (per_class - per_class.mean((-2, -1), keepdim=True)).argmax(0).numpy(),
+    }
+
+
+def step_inputs(case: Case, arrays: Arrays) -> tuple[Images, list[SegmentTargets], Draw]:
+    """Pictures, segments on their canvas, and the case's random numbers in the place of draws."""
     count = sum(name.startswith("image_") for name in arrays)
     images = as_they_are([arrays[f"image_{i}"] for i in range(count)])
     targets = []
@@ -306,14 +323,15 @@ def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
         words = bits.random_raw(math.prod(shape))
         return torch.from_numpy(((words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape))
 
-    system.requires_grad_(False)
-    system.generator.requires_grad_(True)
-    steps = system.generator.all_steps(images, system.encoder(images), text)
-    criterion = Criterion(num_points=case["num_points"])
-    losses = criterion.weighted(criterion([step.proposals for step in steps], targets, draw))
+    return images, targets, draw
+
+
+def step_values(
+    losses: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], official: Mapping[str, str]
+) -> dict[str, Any]:
+    """Weighted losses, their sum, and its gradients. trained: by our names; official: ours -> the official one."""
     total = torch.stack(list(losses.values())).sum()
     total.backward()
-    trained = {f"generator.{name}": p for name, p in system.generator.named_parameters() if p.requires_grad}
     grads = {official[name]: p.grad for name, p in trained.items() if p.grad is not None}
     norms = {name: float(grad.double().norm()) for name, grad in grads.items()}
     return {
@@ -326,6 +344,22 @@ def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     }
 
 
-def _every(full: Tensor, shape: Sequence[int]) -> np.ndarray:
+def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
+    """Weighted losses and gradients of one step."""
+    system, encoder_of_words, official = load(folder, case["manifest"])
+    text, _, _ = encode_words(case, folder, encoder_of_words)
+    images, targets, draw = step_inputs(case, arrays)
+    system.requires_grad_(False)
+    system.generator.requires_grad_(True)
+    steps = system.generator.all_steps(images, system.encoder(images), text)
+    criterion = Criterion(num_points=case["num_points"])
+    losses = criterion.weighted(criterion([step.proposals for step in steps], targets, draw))
+    trained = {f"generator.{name}": p for name, p in system.generator.named_parameters() if p.requires_grad}
+    return step_values(losses, trained, official)
+
+
+def every(full: Tensor, shape: Sequence[int]) -> np.ndarray:
     """Every n-th entry along each axis, so that `shape` results."""
-    return full.numpy()[tuple(slice(None, None, -(-size // kept)) for size, kept in zip(full.shape, shape))]
+    return full.numpy()[
+        tuple(slice(None, None, -(-size // kept)) for size, kept in zip(full.shape, shape, strict=True))
+    ]

@@ -128,7 +128,7 @@ def convert(
     if layout != "auto" and layout not in LAYOUTS:
         raise ConversionError(f"no layout is called {layout!r}: choose one of auto, {', '.join(LAYOUTS)}")
     source = read_checkpoint(file)
-    layout = _recognise(file, source) if layout == "auto" else layout
+    layout = recognise(file, source) if layout == "auto" else layout
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
         raise ConversionError(f"{file}: not a checkpoint of {kind.title}: its names are others")
@@ -169,8 +169,8 @@ def convert(
     )
 
 
-def _recognise(file: Path, source: Mapping[str, Tensor]) -> str:
-    """The name of the layout of a checkpoint."""
+def recognise(file: Path, source: Mapping[str, Tensor]) -> str:
+    """The name of the layout of a checkpoint. The file is for messages only."""
     fitting = {name: layout for name, layout in LAYOUTS.items() if layout.recognises(source)}
     if not fitting:
         shown = ", ".join(list(source)[:3])
