@@ -29,7 +29,10 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 
 # One module per group of computations, each with run(case, arrays, folder) -> new values, or None if the case
 # asks for something else. The values are arrays by name, or json values by their (dotted) path.
-RUNNERS = ("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus")
+RUNNERS = (
+    *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
+    *("parity_mask_adapter", "parity_mask_adapter_system"),
+)
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": lambda x: float(x.mean()),
@@ -140,7 +143,9 @@ def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, 
     arrays_file = path.with_suffix(".npz")
     arrays = dict(np.load(arrays_file)) if arrays_file.exists() else {}
     checks = {name: check for name, check in case["checks"].items() if check["role"] == "output"}
-    inputs = {name: arrays[name] for name in case["inputs"] if name in arrays}
+    # Besides what it starts from, a case may hold what is put in the place of a run's own values, or helps to read it.
+    given = {*case["inputs"], *(name for name, check in case["checks"].items() if check["role"] == "input")}
+    inputs = {name: value for name, value in arrays.items() if name in given}
     try:
         new: dict[str, Any] | None = None
         for runner in runners:

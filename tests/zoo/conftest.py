@@ -54,6 +54,7 @@ def official_name(name: str) -> str:
         "embedder.projection.norm.": clip + "visual.trunk.head.norm.",
         "embedder.projection.head.": clip + "visual.head.",
         "embedder.pool.": clip + "visual.attnpool.",
+        "embedder.adapter.": "mask_adapter.",
         "scorer.transfer.linear.": "cdt.cross_atten.MLP.",
         "scorer.transfer.": "cdt.cross_atten.",
         "scorer.": clip,

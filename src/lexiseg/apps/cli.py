@@ -150,8 +150,16 @@ def convert(
         Path | None, typer.Option(help="Folder for the model. Default: where its name is looked for.")
     ] = None,
     layout: Annotated[
-        str, typer.Option(help="Whose checkpoint it is: auto, fcclip, maftplus-semantic or maftplus-panoptic.")
+        str,
+        typer.Option(
+            help="Whose checkpoint it is: auto, fcclip, maftplus-semantic, maftplus-panoptic, mask-adapter-fcclip, "
+            "mask-adapter-maftplus-base or mask-adapter-maftplus-large."
+        ),
     ] = "auto",
+    base: Annotated[
+        Path | None,
+        typer.Option(help="For an adapter after its first training stage: the checkpoint it was made for."),
+    ] = None,
     training_words: Annotated[
         Path | None, typer.Option(help="The official class list the model was trained with, to score as published.")
     ] = None,
@@ -162,7 +170,7 @@ def convert(
 
     try:
         phrases = None if training_words is None else read_training_phrases(training_words)
-        report = convert_file(file, out, layout, training_phrases=phrases)
+        report = convert_file(file, out, layout, base=base, training_phrases=phrases)
     except (ValueError, OSError) as error:
         _wrong(str(error))
     print(report.summary())

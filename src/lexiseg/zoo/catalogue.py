@@ -122,8 +122,33 @@ def _maftplus(
     )
 
 
-def _maftplus_numbers(*miou: float) -> Numbers:
-    """The columns of the project's table: A-847, A-150, PC-459, PC-59, PAS-20."""
+MASK_ADAPTER_PAPER = "arXiv 2412.04533"
+MASK_ADAPTER_PAGE = "https://github.com/hustvl/MaskAdapter (table of models in its README)"
+
+
+def _mask_adapter(
+    name: str, title: str, builder: str, arguments: Mapping[str, Any], file: str, gigabytes: float, published: Numbers
+) -> Entry:
+    on_fcclip = builder == "mask_adapter_fcclip"
+    return Entry(
+        name=name,
+        title=title,
+        paper=MASK_ADAPTER_PAPER,
+        builder=builder,
+        arguments=arguments,
+        source=OfficialFile(file, MASK_ADAPTER_PAGE, gigabytes, arguments["tower"]),
+        code_licence="Apache-2.0",
+        weights_licence="see the page of the file; CLIP tower MIT",
+        trained_on=FCCLIP_TRAINED_ON if on_fcclip else "COCO-Stuff-164k, train2017 (171 classes)",
+        needs=f"the official file ({gigabytes:.1f} GB), converted once",
+        state="convert",
+        published=published,
+        miou_rule="gt",  # by the stock evaluator, on MAFT+ too
+    )
+
+
+def _miou_numbers(*miou: float) -> Numbers:
+    """The columns of the tables of MAFT+ and Mask-Adapter: A-847, A-150, PC-459, PC-59, PAS-20."""
     names = ("ade20k-847", "ade20k-150", "context-459", "context-59", "voc-20")
     return {name: {"miou": value} for name, value in zip(names, miou, strict=True)}
 
@@ -238,7 +263,7 @@ ENTRIES = (
         1.5,
         "after_sum",
         "COCO-Stuff-164k, train2017 (171 classes)",
-        _maftplus_numbers(13.8, 34.6, 16.2, 57.5, 95.4),
+        _miou_numbers(13.8, 34.6, 16.2, 57.5, 95.4),
     ),
     _maftplus(
         "maftplus-large",
@@ -248,7 +273,7 @@ ENTRIES = (
         2.9,
         "after_sum",
         "COCO-Stuff-164k, train2017 (171 classes)",
-        _maftplus_numbers(15.1, 36.1, 21.6, 59.4, 96.5),
+        _miou_numbers(15.1, 36.1, 21.6, 59.4, 96.5),
     ),
     _maftplus(
         "maftplus-large-panoptic",
@@ -259,6 +284,33 @@ ENTRIES = (
         "before_sum",
         "COCO 2017 panoptic (133 classes)",
         {"ade20k-150": {"pq": 27.1, "sq": 73.5, "rq": 32.9}},
+    ),
+    _mask_adapter(
+        "mask-adapter-fcclip-large",
+        "Mask-Adapter on FC-CLIP, convnext_large_d_320",
+        "mask_adapter_fcclip",
+        {"tower": "convnext_large_d_320"},
+        "fcclip_convnext_large_maskadapter.pth",
+        1.6,
+        _miou_numbers(14.1, 36.6, 19.3, 59.7, 95.5),
+    ),
+    _mask_adapter(
+        "mask-adapter-maftplus-base",
+        "Mask-Adapter on MAFT+, convnext_base_w_320",
+        "mask_adapter_maftplus",
+        {"tower": "convnext_base_w_320"},
+        "the checkpoint for MAFT+ base",
+        0.9,
+        _miou_numbers(14.2, 35.6, 17.9, 58.4, 95.1),
+    ),
+    _mask_adapter(
+        "mask-adapter-maftplus-large",
+        "Mask-Adapter on MAFT+, convnext_large_d_320",
+        "mask_adapter_maftplus",
+        {"tower": "convnext_large_d_320", "alpha": 0.8, "mask_threshold": 0.4, "norm_order": "before_sum"},
+        "maftp_convnext_large_maskadapter.pth",
+        1.6,
+        _miou_numbers(16.2, 38.2, 22.7, 60.4, 95.8),
     ),
 )
 

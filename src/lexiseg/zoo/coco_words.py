@@ -147,3 +147,38 @@ STUFF = (
 )
 
 COCO_PHRASES = tuple(phrase for names in THINGS + STUFF for phrase in names.split(", "))
+
+STUFF_APART = (
+    "branch, branches",
+    "cage",
+    "cloth, textile",
+    "clothes",
+    "cupboard",
+    "desk",
+    "fog",
+    "furniture",
+    "ground",
+    "leaves",
+    "marble floor",
+    "stone floor",
+    "tile floor, tiled floor",
+    "ceiling tile",
+    "metal",
+    "moss",
+    "mud",
+    "napkin, napkins",
+    "plant, plants",
+    "plastic",
+    "railing, railings",
+    "salad",
+    "skyscraper, skyscrapers",
+    "straw",
+    "vegetable, vegetables",
+    "concrete wall",
+    "wall panel, wall panels",
+    "waterdrops, water drops",
+    "wood",
+)
+"""What the stuff task of COCO (91 classes, cocodataset.org) tells apart and the panoptic task merges or leaves out."""
+
+COCO_STUFF_PHRASES = COCO_PHRASES + tuple(phrase for names in STUFF_APART for phrase in names.split(", "))

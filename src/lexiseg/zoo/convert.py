@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexiseg.images import Canvas
 from lexiseg.proposals.fcclip import fcclip_generator
 from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary
 from lexiseg.weights import fcclip as fcclip_layout
 from lexiseg.weights import maftplus as maftplus_layout
+from lexiseg.weights import mask_adapter as adapter_layout
 from lexiseg.weights.files import read_checkpoint, sha256_of
 from lexiseg.weights.rules import Conversion, ConversionError, Ignored, Rule, shapes_of
-from lexiseg.zoo.catalogue import FCCLIP_PAPER, MAFTPLUS_PAPER, ZOO, Entry, OfficialFile
-from lexiseg.zoo.coco_words import COCO_PHRASES
+from lexiseg.zoo.catalogue import FCCLIP_PAPER, MAFTPLUS_PAPER, MASK_ADAPTER_PAPER, ZOO, Entry, OfficialFile
+from lexiseg.zoo.coco_words import COCO_PHRASES, COCO_STUFF_PHRASES
 from lexiseg.zoo.loading import converted_folder
 from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
+from lexiseg.zoo.mask_adapter import CANVAS, FCCLIP_OVERLAP_THRESHOLD, MAFTPLUS_OVERLAP_THRESHOLD
 from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, save_model_folder
 
 
@@ -41,6 +44,9 @@ class CheckpointLayout:
     ignored: Sequence[Ignored] = fcclip_layout.IGNORED
     outputs: OutputSettings = field(default_factory=OutputSettings)
     training_phrases: tuple[str, ...] = COCO_PHRASES
+    canvas: Canvas = field(default_factory=Canvas)
+    embedder_sizes: Callable[[Mapping[str, Tensor]], dict[str, int]] = lambda source: {}
+    """Arguments of the builder that the shapes of the embedder ask for."""
 
 
 def _maftplus(title: str, norm_order: str, training_phrases: tuple[str, ...]) -> CheckpointLayout:
@@ -58,7 +64,47 @@ def _maftplus(title: str, norm_order: str, training_phrases: tuple[str, ...]) ->
     )
 
 
+def _adapter_sizes(source: Mapping[str, Tensor]) -> dict[str, int]:
+    found = adapter_layout.describe_adapter(source)
+    told = {"adapter_width": found.width, "adapter_mask_width": found.mask_width, "adapter_maps": found.num_maps}
+    defaults = inspect.signature(BUILDERS["mask_adapter_fcclip"].system).parameters
+    return {name: value for name, value in told.items() if value != defaults[name].default}
+
+
+def _mask_adapter_on_maftplus(joint_width: int, arguments: Mapping[str, Any]) -> CheckpointLayout:
+    return CheckpointLayout(
+        title="Mask-Adapter on MAFT+",
+        paper=MASK_ADAPTER_PAPER,
+        builder="mask_adapter_maftplus",
+        recognises=adapter_layout.is_on_maftplus,
+        told=lambda source: adapter_layout.describe_adapter(source).joint_width == joint_width,
+        arguments=arguments,
+        rules=adapter_layout.SYSTEM_RULES,
+        ignored=adapter_layout.IGNORED,
+        outputs=OutputSettings(overlap_threshold=MAFTPLUS_OVERLAP_THRESHOLD),
+        training_phrases=COCO_STUFF_PHRASES,
+        canvas=CANVAS,
+        embedder_sizes=_adapter_sizes,
+    )
+
+
 LAYOUTS: dict[str, CheckpointLayout] = {
+    "mask-adapter-fcclip": CheckpointLayout(
+        title="Mask-Adapter on FC-CLIP",
+        paper=MASK_ADAPTER_PAPER,
+        builder="mask_adapter_fcclip",
+        recognises=adapter_layout.is_on_fcclip,
+        rules=adapter_layout.SYSTEM_RULES,
+        ignored=adapter_layout.IGNORED,
+        outputs=OutputSettings(overlap_threshold=FCCLIP_OVERLAP_THRESHOLD),
+        canvas=CANVAS,
+        embedder_sizes=_adapter_sizes,
+    ),
+    # Exponents, threshold and form of the transfer are in no file; the base and the large model were scored so.
+    "mask-adapter-maftplus-base": _mask_adapter_on_maftplus(640, {}),
+    "mask-adapter-maftplus-large": _mask_adapter_on_maftplus(
+        768, {"alpha": 0.8, "mask_threshold": 0.4, "norm_order": "before_sum"}
+    ),
     # Of COCO-Stuff we have no list of words, and the scores of MAFT+ do not depend on what was seen.
     "maftplus-semantic": _maftplus("MAFT+", "after_sum", ()),
     "maftplus-panoptic": _maftplus("MAFT+, panoptic", "before_sum", COCO_PHRASES),
@@ -115,11 +161,14 @@ def convert(
     out: str | Path | None = None,
     layout: str = "auto",
     *,
+    base: str | Path | None = None,
     tower: str | dict[str, Any] | None = None,
     training_phrases: Iterable[str] | None = None,
 ) -> Report:
     """Reads an official checkpoint and writes a model folder.
 
+    base: for an adapter after its first training stage, the checkpoint of the model it was made for; the two are
+    joined, which is what the second stage starts from.
     out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS, or "auto". tower:
     only for checkpoints whose tower is none of the published ones. training_phrases: the words the model was trained
     with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
@@ -127,7 +176,7 @@ def convert(
     file = Path(file)
     if layout != "auto" and layout not in LAYOUTS:
         raise ConversionError(f"no layout is called {layout!r}: choose one of auto, {', '.join(LAYOUTS)}")
-    source = read_checkpoint(file)
+    source = _with_base(file, read_checkpoint(file), None if base is None else Path(base))
     layout = recognise(file, source) if layout == "auto" else layout
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
@@ -139,9 +188,9 @@ def convert(
             f"{file}: a {found.family} with {found.depths} blocks, {found.widths} channels and a joint width of "
             f"{found.embed_dim} is none of the published towers; give its open_clip name or configuration"
         )
-    arguments = {"tower": tower, **kind.arguments, **sizes(found, kind.builder)}
+    arguments = {"tower": tower, **kind.arguments, **sizes(found, kind.builder), **kind.embedder_sizes(source)}
     account, system, text = convert_state(source, arguments, layout)
-    entry = published_entry(kind.builder, arguments)
+    entry = published_entry(kind.builder, arguments) if base is None else None
     if out is None and entry is None:
         raise ConversionError(f"{file}: not a published model, so it has no name of its own; say where it goes")
     folder = Path(out) if out is not None else converted_folder(entry.name if entry else "")
@@ -152,9 +201,10 @@ def convert(
         builder=kind.builder,
         arguments=arguments,
         templates="fcclip14",
+        canvas=kind.canvas,
         outputs=kind.outputs,
         training_phrases=list(kind.training_phrases if training_phrases is None else training_phrases),
-        card=card(entry, kind, file),
+        card=card(entry, kind, file) | ({} if base is None else {"joined_with": Path(base).name}),
     )
     return Report(
         layout=layout,
@@ -167,6 +217,18 @@ def convert(
         fresh=account.fresh,
         parameters=sum(tensor.numel() for tensor in (*system.values(), *text.values())),
     )
+
+
+def _with_base(file: Path, source: dict[str, Tensor], base: Path | None) -> dict[str, Tensor]:
+    """The tensors of a whole model: those of the file, or of both files joined."""
+    if base is not None:
+        return adapter_layout.join_stages(source, read_checkpoint(base))
+    if adapter_layout.is_first_stage(source):
+        raise ConversionError(
+            f"{file}: an adapter after its first training stage, without a mask generator; give the checkpoint of the "
+            "model it was made for as well (--base FILE)"
+        )
+    return source
 
 
 def recognise(file: Path, source: Mapping[str, Tensor]) -> str:

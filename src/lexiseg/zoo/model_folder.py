@@ -43,6 +43,7 @@ from lexiseg.weights.rules import ConversionError, Rule, convert, shapes_of
 from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
+from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -75,6 +76,8 @@ class Builder:
 BUILDERS: dict[str, Builder] = {
     "fcclip": Builder(fcclip, text_encoder),
     "maftplus": Builder(maftplus, text_encoder),
+    "mask_adapter_fcclip": Builder(mask_adapter_fcclip, text_encoder),
+    "mask_adapter_maftplus": Builder(mask_adapter_maftplus, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name. Its text tower is told by the argument `tower`."""
