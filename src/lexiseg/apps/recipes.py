@@ -52,6 +52,9 @@ RECIPES: dict[str, Recipe] = {
         "tiny_generator",
         settings={"mixture": "OUTDOOR"},
     ),
+    "maftplus": Recipe(
+        "MAFT+ of an FC-CLIP or MAFT+ model: CLIP's trunk tuned on labelled photos", "maftplus", "train_package"
+    ),
 }
 
 

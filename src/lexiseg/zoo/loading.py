@@ -16,8 +16,10 @@ from lexiseg.zoo.model_folder import (
     SETTINGS_FILE,
     Model,
     ModelFolderError,
+    Settings,
     load_folder,
     load_located,
+    read_settings,
 )
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -62,6 +64,15 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, offline: bool
         f"no model or folder is called {name!r}; {hint}"
         f"names are {', '.join(ZOO)}, a model folder, or organisation/name on the hub"
     )
+
+
+def settings_of(model: str | Path) -> Settings:
+    """How a model on this machine is built: a name of the zoo that needs nothing fetched, or a folder."""
+    name = str(model)
+    source = ZOO[name].source if isinstance(model, str) and name in ZOO else None
+    if isinstance(source, Embedded):
+        return read_settings(EMBEDDED / source.folder / SETTINGS_FILE, siblings=True)
+    return read_settings((Path(name) if source is None else converted_folder(name)) / SETTINGS_FILE)
 
 
 def is_available(name: str) -> bool:

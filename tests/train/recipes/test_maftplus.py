@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -14,7 +15,10 @@ from lexiseg.system import System
 from lexiseg.train.losses import Criterion
 from lexiseg.train.recipes import maftplus as recipe
 from lexiseg.types import TextBank
+from lexiseg.zoo.clustered import clustered
+from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
+from lexiseg.zoo.model_folder import load_folder, save_model_folder
 
 TOWER = {
     "embed_dim": 16,
@@ -214,3 +218,65 @@ def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
 def test_systems_it_cannot_train() -> None:
     with pytest.raises(TypeError, match="image-conditioned"):
         recipe.prepare(System(None, nn.Identity(), nn.Identity(), nn.Identity(), nn.Identity()))
+
+
+def toy_package(folder: Path) -> Path:
+    """Three labelled photos on disk."""
+    ids = ["a", "b", "c"]
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for number, id in enumerate(ids):
+        photo = toy_photo(40 + 10 * number, 60)
+        Image.fromarray(photo.image).save(folder / "images" / f"{id}.jpg")
+        Image.fromarray(photo.labels).save(folder / "labels" / f"{id}.png")
+    description = {"name": "toy", "classes": ["wall", "dog", "grass"], "ignore": 255, "splits": {"train": ids}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def toy_model(folder: Path) -> Path:
+    """An FC-CLIP model on disk."""
+    torch.manual_seed(0)
+    system, text = fcclip(TOWER, device="cpu", **SMALL), text_encoder(TOWER, device="cpu")
+    arguments = {"tower": TOWER, **SMALL, "alpha": 0.1}
+    return save_model_folder(
+        folder, system, text, builder="fcclip", arguments=arguments, templates=["a photo of a {}."], canvas=CANVAS
+    )
+
+
+def test_command_tunes_an_fcclip_model_and_goes_on_with_the_result(tmp_path: Path) -> None:
+    data, start = toy_package(tmp_path / "toy"), toy_model(tmp_path / "start")
+    options = {"batch": 1, "short_edge": 128, "long_edge": 192, "points": 16}
+    first = tmp_path / "first"
+    assert not recipe.train_package(data, first, str(start), steps=2, deadline=0.0, **options)
+    assert not (first / "model").exists()
+    assert recipe.train_package(data, first, str(start), steps=2, **options)
+
+    given, tuned = load_folder(start).system.state_dict(), load_folder(first / "model")
+    state = tuned.system.state_dict()
+    assert tuned.training_phrases == ("wall", "dog", "grass")
+    assert tuned.system.scorer.transfer.norm_order == "after_sum"
+    assert set(state) - set(given) == {name for name in state if name.startswith("scorer.transfer.")}
+    same = {name for name, x in given.items() if torch.equal(x, state[name])}
+    assert {name for name in given if name.startswith("embedder.")} | {"scorer.logit_scale"} <= same
+    assert "generator.void_embedding.weight" not in same and "encoder.trunk.stem.0.weight" not in same
+
+    again = tmp_path / "again"
+    assert recipe.train_package(data, again, str(first / "model"), steps=1, **options)
+    assert load_folder(again / "model").card["started_from"] == "model"
+
+
+def test_what_the_command_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="after_sum, before_sum"):
+        recipe.train_package(tmp_path, tmp_path, norm_order="sideways")
+    data = toy_package(tmp_path / "toy")
+    folder = save_model_folder(
+        tmp_path / "clusters",
+        clustered(TOWER, device="cpu"),
+        text_encoder(TOWER, device="cpu"),
+        builder="clustered",
+        arguments={"tower": TOWER},
+        templates=["{}"],
+    )
+    with pytest.raises(ValueError, match="'clustered'; MAFT\\+ starts from"):
+        recipe.train_package(data, tmp_path / "out", str(folder))

@@ -6,6 +6,8 @@ Data:      COCO-Stuff-164k, train2017: 118 287 photos labelled with 171 classes,
 Time:      60 000 steps (base; 55 000 for large) of 8 photos: about 14 hours on eight A100
 Expect:    zero-shot mIoU, base / large: ADE20K-150 34.6 / 36.1, Context-59 57.5 / 59.4, VOC-20 95.4 / 96.5
 
+Command:   lexiseg train maftplus --data PACKAGE --start MODEL --out RUN, which leaves the tuned model in RUN/model
+
 Start from a system whose trunk and projection are CLIP's own, generator and transfer random: the trunk is copied when
 training begins, and the copy is what the compensation loss compares with. The words stay CLIP's. The official run used
 float16 with loss scaling; here autocast is bfloat16, which needs no scaling, where the device has it.
@@ -14,11 +16,12 @@ float16 with loss scaling; here autocast is bfloat16, which needs no scaling, wh
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -26,12 +29,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, distributed, nn
 
-from lexiseg.data.packages import LabelledPhoto
+from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
 from lexiseg.geometry import fit_short_edge, round_up
 from lexiseg.images import Canvas, Photo, place
-from lexiseg.proposals.fcclip import FCCLIPGenerator
-from lexiseg.scoring.image_conditioned import ImageConditioned
+from lexiseg.layers.dense_projection import DenseOrder
+from lexiseg.proposals.fcclip import FCCLIPGenerator, fcclip_generator
+from lexiseg.regions.mask_pool import MaskPool
+from lexiseg.scoring.image_conditioned import ImageConditioned, NormOrder
 from lexiseg.system import System
+from lexiseg.text_bank import text_bank
 from lexiseg.train.loop import RunState, run
 from lexiseg.train.losses import Criterion
 from lexiseg.train.mask_aware import compensation_loss, mask_aware_loss
@@ -40,6 +46,10 @@ from lexiseg.train.points import Draw
 from lexiseg.train.recipes import fcclip
 from lexiseg.train.recipes.fcclip import photo_numbers
 from lexiseg.types import Features, Images, TextBank
+from lexiseg.vocabulary import Vocabulary
+from lexiseg.zoo.loading import load, settings_of
+from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD, maftplus
+from lexiseg.zoo.model_folder import Model, OutputSettings, save_model_folder
 
 LEARNING_RATE = 1e-4
 TRUNK_SCALE = 0.1
@@ -240,3 +250,107 @@ def train(
         seed=seed,
         **loop,
     )
+
+
+class PackagePhotos(Sequence[LabelledPhoto]):
+    """The photos of one split of a package, read when they are asked for."""
+
+    def __init__(self, package: LabelledPhotos, split: str) -> None:
+        self.package = package
+        self.ids = package.ids(split)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.package.photo(self.ids[number])
+
+
+def start_system(
+    model: str | Path, norm_order: NormOrder, dense_order: DenseOrder
+) -> tuple[Model, System, dict[str, Any]]:
+    """A model on this machine, the MAFT+ system made of it, and the arguments that build such a system.
+
+    A MAFT+ model stays as it is. Of an FC-CLIP model trunk, projection and generator are kept, and a fresh transfer is
+    put between CLIP and the words.
+    """
+    settings = settings_of(model)
+    found = load(model)
+    if settings.builder == "maftplus":
+        return found, found.system, dict(settings.arguments)
+    generator = found.system.generator
+    if not isinstance(found.system.embedder, MaskPool) or not isinstance(generator, FCCLIPGenerator):
+        raise ValueError(f"{model}: its builder is {settings.builder!r}; MAFT+ starts from FC-CLIP or from MAFT+")
+    sizes = set(inspect.signature(fcclip_generator).parameters) & set(settings.arguments)
+    arguments: dict[str, Any] = {
+        "tower": settings.arguments["tower"],
+        "norm_order": norm_order,
+        "dense_order": dense_order,
+        **{name: settings.arguments[name] for name in sorted(sizes)},
+        "num_queries": generator.decoder.query_feat.num_embeddings,
+    }
+    system = maftplus(**arguments, device="cpu")
+    fresh = {name: x for name, x in system.state_dict().items() if name.startswith("scorer.transfer.")}
+    system.load_state_dict({**fresh, **found.system.state_dict()})
+    return found, system, arguments
+
+
+def train_package(
+    data: Path,
+    out: Path,
+    start: str = "street-tiny",
+    split: str = "train",
+    steps: int = TOTAL_STEPS,
+    batch: int = BATCH,
+    short_edge: int = CANVAS.short_edge,
+    long_edge: int = CANVAS.long_edge,
+    points: int = 12544,
+    norm_order: str = "after_sum",
+    dense_order: str = "memory",
+    depth: str = "off",
+    seed: int = SEED,
+    deadline: float | None = None,
+) -> bool:
+    """Tune `start`, a name of the zoo or a folder, on a package of labelled photos; whether it is complete.
+
+    The classes of the package are the words. norm_order, dense_order: of the transfer, where `start` has none yet.
+    depth: stochastic depth, off or official. The same command goes on where a run was stopped. When it is complete,
+    the tuned model is in out/model.
+    """
+    for word, known in ((norm_order, NormOrder), (dense_order, DenseOrder), (depth, StochasticDepth)):
+        if word not in get_args(known):
+            raise ValueError(f"{word!r}: choose one of {', '.join(get_args(known))}")
+    package = LabelledPhotos(data)
+    torch.manual_seed(seed)
+    model, system, arguments = start_system(start, cast(NormOrder, norm_order), cast(DenseOrder, dense_order))
+    vocabulary = Vocabulary.parse(list(package.classes))
+    text = text_bank(vocabulary, model.templates, model.text_encoder, vocabulary.phrases)
+    canvas = Canvas(short_edge, long_edge, model.canvas.multiple)
+    complete = train(
+        system,
+        text,
+        PackagePhotos(package, split),
+        out,
+        total_steps=steps,
+        batch=batch,
+        canvas=canvas,
+        criterion=Criterion(num_points=points),
+        depth=cast(StochasticDepth, depth),
+        ignore=package.ignore,
+        seed=seed,
+        deadline=deadline,
+    )
+    if complete:
+        save_model_folder(
+            out / "model",
+            system,
+            model.text_encoder(),
+            builder="maftplus",
+            arguments=arguments,
+            templates=list(model.templates),
+            canvas=canvas,
+            outputs=OutputSettings(object_mask_threshold=OBJECT_MASK_THRESHOLD, overlap_threshold=OVERLAP_THRESHOLD),
+            training_phrases=vocabulary.phrases,
+            card={"title": f"MAFT+ on {package.name}", "started_from": model.name, "steps": steps},
+        )
+    return complete
