@@ -37,7 +37,7 @@ from lexiseg.train.recipes.tiny_clip import CONFIG
 
 IGNORE = 255
 IMPOSSIBLE = -1e4
-PART_WEIGHT = 0.1
+PART_WEIGHT = 0.02
 STRIDE = 4
 STREET = {"camvid": 5.0, "msrc": 4.5, "coco_panoptic": 3.5, "coco_things": 2.5, "coco_captions": 0.5}
 """Crops per 16 from each package: `street-tiny`."""
@@ -71,7 +71,9 @@ PASTED = {
 PHASES = ((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6))
 """Until this share of the steps: crop side, crops per process."""
 PIXELS = 512
-"""Pixels per crop that enter the loss: drawn evenly over the classes of the crop rather than over its area."""
+"""Pixels per crop that enter the loss, more of the small classes than their area."""
+BALANCED = 0.85
+"""Until this share of the steps small classes are favoured strongly; afterwards the shares of photos count."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ class DenseStage:
 
         self.tower.train()
         dense = self.tower.dense(images).flatten(2).transpose(1, 2)  # [B, hw, C]
-        pixel_loss, pixel_union = self.pixel_losses(dense, rows, candidates, text)
+        pixel_loss, pixel_union = self.pixel_losses(step, dense, rows, candidates, text)
         region_loss, region_union = self.region_losses(dense, rows, candidates, text)
         union_weight = 0.25 if step > 0.15 * self.total_steps else 0.1
         loss = pixel_loss + 0.5 * region_loss + union_weight * (pixel_union + 0.5 * region_union)
@@ -323,9 +325,13 @@ class DenseStage:
             "scale": float(self.tower.logit_scale.detach().exp()),
         }
 
-    def pixel_losses(self, dense: Tensor, rows: Tensor, candidates: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def pixel_losses(
+        self, step: int, dense: Tensor, rows: Tensor, candidates: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor]:
         counts = F.one_hot(rows, 256).sum(1).float()  # [B, 256]
-        weight = counts.gather(1, rows).rsqrt()  # [B, hw]
+        # A little more of what is small: evenly over the classes, the tower sees signs and poles everywhere.
+        rarity = -0.5 if step < BALANCED * self.total_steps else -0.2
+        weight = counts.gather(1, rows).pow(rarity)  # [B, hw]
         weight = weight.masked_fill(rows == self.table.none_row, 0.0) + 0.3 * weight * (rows == self.table.none_row)
         weight = weight.masked_fill(rows == IGNORE, 0.0) + 1e-12
         drawn = torch.multinomial(weight, min(PIXELS, rows.shape[1] // 2), replacement=True)  # [B, P]
