@@ -15,7 +15,7 @@ from lexiseg.weights import fcclip as layout
 from lexiseg.weights.files import sha256_of
 from lexiseg.weights.rules import ConversionError, shapes_of
 from lexiseg.zoo.catalogue import ZOO
-from lexiseg.zoo.coco_words import COCO_PHRASES
+from lexiseg.zoo.coco_words import COCO_PHRASES, COCO_STUFF_PHRASES
 from lexiseg.zoo.convert import LAYOUTS, convert, convert_state, published_entry, read_training_phrases, sizes
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import converted_folder, load
@@ -163,7 +163,7 @@ def test_maftplus_round_trip(classes: int, norm_order: str, run: Any, tmp_path: 
     assert torch.equal(masks, same_masks)
     assert torch.equal(scores.class_probs, same_scores.class_probs)
     assert (model.outputs.object_mask_threshold, model.outputs.overlap_threshold) == (0.2, 0.7)
-    assert model.training_phrases == (COCO_PHRASES if classes == 133 else ())
+    assert model.training_phrases == (COCO_PHRASES if classes == 133 else COCO_STUFF_PHRASES)
     count = sum(name.startswith("backbone_t.") for name in source)
     assert len(report.ignored) == count + 1
     assert f"not needed: {count} tensors, from backbone_t." in report.summary()

@@ -105,8 +105,7 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     "mask-adapter-maftplus-large": _mask_adapter_on_maftplus(
         768, {"alpha": 0.8, "mask_threshold": 0.4, "norm_order": "before_sum"}
     ),
-    # Of COCO-Stuff we have no list of words, and the scores of MAFT+ do not depend on what was seen.
-    "maftplus-semantic": _maftplus("MAFT+", "after_sum", ()),
+    "maftplus-semantic": _maftplus("MAFT+", "after_sum", COCO_STUFF_PHRASES),
     "maftplus-panoptic": _maftplus("MAFT+, panoptic", "before_sum", COCO_PHRASES),
     # Last: the others have its names, and more.
     "fcclip": CheckpointLayout("FC-CLIP", FCCLIP_PAPER, "fcclip", fcclip_layout.is_official),
