@@ -16,7 +16,7 @@ DATA = {"types", "geometry"}
 SLOTS = {"backbones", "clip", "proposals", "regions", "scoring"}
 WORDS = {"vocabulary", "text_bank"}
 MODELS = DATA | SLOTS | WORDS | {"layers", "system", "weights", "images", "zoo"}
-FRONT = MODELS | {"postprocess", "drawing", "results"}
+FRONT = MODELS | {"postprocess", "selection", "drawing", "results"}
 
 # apps -> segmenter, train -> zoo -> slots -> layers -> geometry -> types. A part may import itself and the parts named
 # here, nothing else; a new part of the package is written down here first.
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "system": {"types"},
     "metrics": {"types"},
     "postprocess": DATA,
+    "selection": DATA | {"system", "postprocess", "regions", "scoring"},
     "weights": set(),
     "vocabulary": {"types"},
     "text_bank": {"types", "vocabulary"},

@@ -19,8 +19,9 @@ from lexiseg import postprocess
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, read_image
 from lexiseg.postprocess import Frame
 from lexiseg.results import TASKS, Result, Task, make_result
+from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.text_bank import cache_folder, text_bank
-from lexiseg.types import Prediction, TextBank
+from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load
 from lexiseg.zoo.model_folder import Model
@@ -47,26 +48,46 @@ class Segmenter:
     Photos go through one at a time: in a batch they would be padded to the largest, which changes the outcome a little.
     """
 
-    def __init__(self, model: Model, device: str | torch.device = "auto", limits: ImageLimits | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: str | torch.device = "auto",
+        limits: ImageLimits | None = None,
+        *,
+        skip_decided: bool = False,
+    ) -> None:
+        if skip_decided and not can_select(model.system):
+            raise ValueError(
+                f"{model.name}: skip_decided is for models with a Mask-Adapter whose generator tells void; the "
+                "others score all proposals at once"
+            )
         self.model = model
         self.limits = limits or ImageLimits()
+        self.skip_decided = skip_decided
         self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
         self.device = torch.device("cpu")
         self.to(device)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | os.PathLike[str], device: str | torch.device = "auto", limits: ImageLimits | None = None
+        cls,
+        model: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        limits: ImageLimits | None = None,
+        *,
+        skip_decided: bool = False,
     ) -> Segmenter:
         """A model by its name (`lexiseg models` lists them), by its folder, or as "organisation/name" on the hub.
 
-        device: "auto" takes CUDA, then Apple's MPS, then the CPU. limits: how large a picture may be.
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU. limits: how large a picture may be. skip_decided: of
+        a model with a Mask-Adapter, proposals that cannot change the outcome are not computed (see
+        `lexiseg.selection`); in a semantic result the scores of segments are then told from the others.
         """
         chosen = pick_device(device)
         name = model if isinstance(model, str) else Path(model)
         loaded = load(name, chosen)
         log.info("%s on %s", loaded.name, chosen)
-        return cls(loaded, chosen, limits)
+        return cls(loaded, chosen, limits, skip_decided=skip_decided)
 
     def to(self, device: str | torch.device) -> Segmenter:
         """Moves the model; returns the segmenter itself."""
@@ -199,9 +220,8 @@ class Segmenter:
     def _segment(self, photo: Photo, vocabulary: Vocabulary, bank: TextBank, task: Task, least: float) -> Result:
         images = self.model.canvas([photo])
         images = replace(images, pixels=images.pixels.to(self.device))
-        proposals, scores = self.model.system(images, bank)
         frame = Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
-        masks, class_probs, void_prob = proposals.mask_logits[0], scores.class_probs[0], scores.void_prob[0]
+        masks, class_probs, void_prob = self._scored(images, bank, task, frame)
         is_thing = torch.tensor([entry.is_thing for entry in vocabulary.classes], device=self.device)
         outputs = self.model.outputs
         prediction: Prediction
@@ -228,6 +248,21 @@ class Segmenter:
             source=photo.source,
             min_score=least,
         )
+
+    def _scored(self, images: Images, bank: TextBank, task: Task, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """mask_logits [n, h, w], class_probs [n, K], void_prob [n]: of all proposals, or of those that can matter."""
+        if not self.skip_decided:
+            proposals, scores = self.model.system(images, bank)
+            return proposals.mask_logits[0], scores.class_probs[0], scores.void_prob[0]
+        selector, outputs = Selector(self.model.system, images, bank), self.model.outputs
+        if task == "semantic":
+            few = for_semantic(selector, frame)
+        elif task == "panoptic":
+            few = for_panoptic(selector, outputs.object_mask_threshold)
+        else:
+            few = for_instances(selector, outputs.top_instances)
+        log.info("%d of %d proposals computed", len(few.computed), few.count)
+        return few.mask_logits, few.class_probs, few.void_prob
 
 
 def pick_device(device: str | torch.device) -> torch.device:
