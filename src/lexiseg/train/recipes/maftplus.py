@@ -10,7 +10,7 @@ Command:   lexiseg train maftplus --data PACKAGE --start MODEL --out RUN, which 
 
 Start from a system whose trunk and projection are CLIP's own, generator and transfer random: the trunk is copied when
 training begins, and the copy is what the compensation loss compares with. The words stay CLIP's. The official run used
-float16 with loss scaling; here autocast is bfloat16, which needs no scaling, where the device has it.
+float16 with loss scaling; here it is bfloat16 on a GPU, which needs no scaling, and float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class PackagePhotos(Sequence[LabelledPhoto]):
 
 
 def start_system(
-    model: str | Path, norm_order: NormOrder, dense_order: DenseOrder
+    model: str | Path, norm_order: NormOrder, dense_order: DenseOrder, device: torch.device
 ) -> tuple[Model, System, dict[str, Any]]:
     """A model on this machine, the MAFT+ system made of it, and the arguments that build such a system.
 
@@ -275,7 +275,7 @@ def start_system(
     put between CLIP and the words.
     """
     settings = settings_of(model)
-    found = load(model)
+    found = load(model, device)
     if settings.builder == "maftplus":
         return found, found.system, dict(settings.arguments)
     generator = found.system.generator
@@ -289,7 +289,7 @@ def start_system(
         **{name: settings.arguments[name] for name in sorted(sizes)},
         "num_queries": generator.decoder.query_feat.num_embeddings,
     }
-    system = maftplus(**arguments, device="cpu")
+    system = maftplus(**arguments, device=device)
     fresh = {name: x for name, x in system.state_dict().items() if name.startswith("scorer.transfer.")}
     system.load_state_dict({**fresh, **found.system.state_dict()})
     return found, system, arguments
@@ -308,6 +308,7 @@ def train_package(
     norm_order: str = "after_sum",
     dense_order: str = "memory",
     depth: str = "off",
+    device: str = "cpu",
     seed: int = SEED,
     deadline: float | None = None,
 ) -> bool:
@@ -322,9 +323,11 @@ def train_package(
             raise ValueError(f"{word!r}: choose one of {', '.join(get_args(known))}")
     package = LabelledPhotos(data)
     torch.manual_seed(seed)
-    model, system, arguments = start_system(start, cast(NormOrder, norm_order), cast(DenseOrder, dense_order))
+    where = torch.device(device)
+    model, system, arguments = start_system(start, cast(NormOrder, norm_order), cast(DenseOrder, dense_order), where)
     vocabulary = Vocabulary.parse(list(package.classes))
-    text = text_bank(vocabulary, model.templates, model.text_encoder, vocabulary.phrases)
+    bank = text_bank(vocabulary, model.templates, model.text_encoder, vocabulary.phrases)
+    text = TextBank(bank.query.to(where), bank.region.to(where), bank.class_of.to(where), bank.seen.to(where))
     canvas = Canvas(short_edge, long_edge, model.canvas.multiple)
     complete = train(
         system,
@@ -337,6 +340,7 @@ def train_package(
         criterion=Criterion(num_points=points),
         depth=cast(StochasticDepth, depth),
         ignore=package.ignore,
+        autocast=torch.bfloat16 if where.type == "cuda" else None,
         seed=seed,
         deadline=deadline,
     )
