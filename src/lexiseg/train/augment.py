@@ -66,21 +66,21 @@ def warp(picture: Image.Image, matrix: Array, size: int, stride: int, fill: int 
     )
 
 
-def recolour(rng: random.Random, picture: Image.Image) -> Image.Image:
+def recolour(rng: random.Random, picture: Image.Image, strength: float = 1.0) -> Image.Image:
     """Exposure, contrast, gamma, tint, saturation; now and then blur, low light with noise, or no colour at all."""
     ramp = np.arange(256) / 255.0
-    gamma = math.exp(rng.gauss(0, 0.22))
-    contrast = math.exp(rng.gauss(0, 0.22))
-    offset = rng.gauss(0, 0.07)
-    dark = rng.random() < 0.06
+    gamma = math.exp(rng.gauss(0, 0.22 * strength))
+    contrast = math.exp(rng.gauss(0, 0.22 * strength))
+    offset = rng.gauss(0, 0.07 * strength)
+    dark = rng.random() < 0.06 * strength
     gain = rng.uniform(0.25, 0.5) if dark else 1.0
     table: list[int] = []
     for _ in range(3):
-        tint = math.exp(rng.gauss(0, 0.07))
+        tint = math.exp(rng.gauss(0, 0.07 * strength))
         curve = ((ramp**gamma * tint - 0.5) * contrast + 0.5 + offset) * gain
         table += np.clip(curve * 255, 0, 255).astype(int).tolist()
     picture = picture.point(table)
-    saturation = 0.0 if rng.random() < 0.03 else math.exp(rng.gauss(0, 0.3))
+    saturation = 0.0 if rng.random() < 0.03 else math.exp(rng.gauss(0, 0.3 * strength))
     picture = ImageEnhance.Color(picture).enhance(saturation)
     if rng.random() < 0.1:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 1.6)))

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,15 +98,15 @@ def test_coco_things_leave_unlabelled_pixels_to_the_none_row(packages: list[Labe
 
 
 def test_a_few_steps_learn_and_can_be_exported(
-    packages: list[LabelledPhotos], table: LabelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    packages: list[LabelledPhotos], table: LabelTable, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tiny_tower, "PHASES", ((0.5, 64, 2), (1.0, 96, 2)))
+    plan = replace(tiny_tower.FIRST, phases=((0.5, 64, 2), (1.0, 96, 2)))
     torch.manual_seed(0)
     lexicon = load_lexicon()
     names = {n: F.normalize(torch.randn(256), dim=0) for c in table.concepts for n in lexicon.concepts[c].names}
     tower = Tower()
     stage = DenseStage(
-        tower, [Photos(p, "train", table) for p in packages], [1.0] * 3, table, lexicon, names, total_steps=6
+        tower, [Photos(p, "train", table) for p in packages], [1.0] * 3, table, lexicon, names, total_steps=6, plan=plan
     )
     state = RunState(tower, torch.optim.AdamW(tower.parameters()))
     assert run(stage, state, 6, tmp_path / "tower", learning_rate=1e-3, warmup=2, log_every=3)

@@ -33,7 +33,7 @@ from lexiseg.data.packages import LabelledPhotos
 from lexiseg.train.augment import FILL, Cutout, crop_matrix, cut_out, paint_openings, paste, recolour, warp
 from lexiseg.train.lexicon import Lexicon, load_lexicon
 from lexiseg.train.loop import RunState, is_complete, launch, run
-from lexiseg.train.recipes.tiny_clip import CONFIG
+from lexiseg.train.recipes.tiny_clip import CONFIG, averaged_weights
 
 IGNORE = 255
 IMPOSSIBLE = -1e4
@@ -68,12 +68,29 @@ PASTED = {
     *("suitcase", "skateboard"),
 }
 """Things of COCO that are pasted into other photos: what may stand about in a street or a meadow."""
-PHASES = ((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6))
-"""Until this share of the steps: crop side, crops per process."""
 PIXELS = 512
 """Pixels per crop that enter the loss, more of the small classes than their area."""
-BALANCED = 0.85
-"""Until this share of the steps small classes are favoured strongly; afterwards the shares of photos count."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What differs between the first training and the second."""
+
+    phases: tuple[tuple[float, int, int], ...]
+    """Until this share of the steps: crop side, crops per process."""
+    learning_rate: float
+    balanced: float
+    """Until this share of the steps small classes are favoured strongly; afterwards the shares of photos count."""
+    centred: float
+    """Share of the crops that are centred on a rare class."""
+    colour: float
+    """Strength of the changes of colour."""
+
+
+FIRST = Plan(((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6)), 3e-3, balanced=0.85, centred=0.5, colour=1.0)
+SECOND = Plan(((1.0, 256, 7),), 1.2e-3, balanced=0.0, centred=0.35, colour=0.6)
+"""After the first: the tower still underfits its own photos, and sees small classes where there are none."""
+STREET_SECOND = {"camvid": 8.0, "msrc": 4.5, "coco_panoptic": 2.5, "coco_things": 1.0}
 
 
 @dataclass(frozen=True)
@@ -195,9 +212,9 @@ class Photos:
             for row in self.present
         ]
 
-    def draw(self, rng: random.Random) -> tuple[TrainingPhoto, tuple[float, float] | None]:
-        """A photo, and half of the time a point (x, y) on a rare class to centre the crop on."""
-        if rng.random() < 0.5 or not self.present:
+    def draw(self, rng: random.Random, centred: float) -> tuple[TrainingPhoto, tuple[float, float] | None]:
+        """A photo and, with this chance, a point (x, y) on a rare class to centre the crop on."""
+        if rng.random() >= centred or not self.present:
             return rng.choice(self.photos), None
         row = rng.choices(self.present, self.chance)[0]
         photo = self.photos[rng.choice(self.with_row[row])]
@@ -267,6 +284,7 @@ class DenseStage:
     lexicon: Lexicon
     names: dict[str, Tensor]
     total_steps: int
+    plan: Plan = FIRST
 
     def __post_init__(self) -> None:
         rows = self.table.rows
@@ -277,7 +295,7 @@ class DenseStage:
             self.cutouts.setdefault(cutout.row, []).append(cutout)
 
     def crop(self, rng: random.Random, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
-        photo, centre = rng.choices(self.packages, self.weights)[0].draw(rng)
+        photo, centre = rng.choices(self.packages, self.weights)[0].draw(rng, self.plan.centred)
         image, rows = photo.image, photo.rows
         if self.walls and rng.random() < 0.35:
             wall = np.isin(np.asarray(rows), self.walls)
@@ -289,7 +307,7 @@ class DenseStage:
         if self.cutouts and rng.random() < 0.3:
             for _ in range(rng.choice((1, 1, 2, 3))):
                 paste(rng, image, rows, STRIDE, rng.choice(self.cutouts[rng.choice(list(self.cutouts))]))
-        return np.asarray(recolour(rng, image)), np.asarray(rows), photo.label_set
+        return np.asarray(recolour(rng, image, self.plan.colour)), np.asarray(rows), photo.label_set
 
     def candidates(self, rng: random.Random, key: str, rows: NDArray[np.uint8]) -> Tensor:
         """[G] bool: the label set of the photo, thinned at random, and what occurs in the crop."""
@@ -304,7 +322,7 @@ class DenseStage:
         return kept
 
     def __call__(self, step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        _, size, count = next(phase for phase in PHASES if step < phase[0] * self.total_steps or phase is PHASES[-1])
+        _, size, count = next(phase for phase in self.plan.phases if step <= phase[0] * self.total_steps)
         crops = [self.crop(rng, size) for _ in range(count)]
         images = torch.from_numpy(np.stack([image for image, _, _ in crops])).permute(0, 3, 1, 2).float()
         rows = torch.from_numpy(np.stack([row for _, row, _ in crops])).long().flatten(1)  # [B, hw]
@@ -330,7 +348,7 @@ class DenseStage:
     ) -> tuple[Tensor, Tensor]:
         counts = F.one_hot(rows, 256).sum(1).float()  # [B, 256]
         # A little more of what is small: evenly over the classes, the tower sees signs and poles everywhere.
-        rarity = -0.5 if step < BALANCED * self.total_steps else -0.2
+        rarity = -0.5 if step < self.plan.balanced * self.total_steps else -0.2
         weight = counts.gather(1, rows).pow(rarity)  # [B, hw]
         weight = weight.masked_fill(rows == self.table.none_row, 0.0) + 0.3 * weight * (rows == self.table.none_row)
         weight = weight.masked_fill(rows == IGNORE, 0.0) + 1e-12
@@ -367,14 +385,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def work(data: Path, names: Path, out: Path, mixture: dict[str, float], steps: int, deadline: float | None) -> None:
+def work(
+    data: Path,
+    names: Path,
+    out: Path,
+    start: Path | None,
+    mixture: dict[str, float],
+    steps: int,
+    deadline: float | None,
+) -> None:
     """One process of the training."""
     lexicon = load_lexicon()
     packages = [LabelledPhotos(data / f"{name}.zip") for name in mixture]
     table = build_table(packages, lexicon)
     torch.manual_seed(0)
     tower = Tower().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(tower, 0.03), lr=3e-3, fused=True)
+    if start is not None:
+        tower.load_state_dict(averaged_weights(start))
+    plan = FIRST if start is None else SECOND
+    optimizer = torch.optim.AdamW(parameter_groups(tower, 0.03), lr=plan.learning_rate, fused=True)
     stage = DenseStage(
         tower=tower,
         packages=[Photos(package, "train", table) for package in packages],
@@ -383,8 +412,9 @@ def work(data: Path, names: Path, out: Path, mixture: dict[str, float], steps: i
         lexicon=lexicon,
         names=load_names(names),
         total_steps=steps,
+        plan=plan,
     )
-    run(stage, RunState(tower, optimizer), steps, out, learning_rate=3e-3, deadline=deadline)
+    run(stage, RunState(tower, optimizer), steps, out, learning_rate=plan.learning_rate, deadline=deadline)
 
 
 def train(
@@ -392,6 +422,7 @@ def train(
     out: Path,
     names: Path,
     mixture: dict[str, float] = STREET,
+    start: Path | None = None,
     steps: int = 15000,
     processes: int = 2,
     deadline: float | None = None,
@@ -399,6 +430,7 @@ def train(
     """Train, or go on training, in `out`; returns whether the training is complete.
 
     data: folder of the packages. names: folder `names` of the text tower's run. mixture: crops per package.
+    start: the run of a finished first training, for the second.
     """
-    launch(work, processes, out, data, names, out, mixture, steps, deadline)
+    launch(work, processes, out, data, names, out, start, mixture, steps, deadline)
     return is_complete(out, steps)
