@@ -37,6 +37,11 @@ RECIPES: dict[str, Recipe] = {
         "tiny_tower",
         settings={"mixture": "STREET"},
     ),
+    "street-tiny-tower-second": Recipe(
+        "its second, milder training: --start the run of the first, --steps 1800",
+        "tiny_tower",
+        settings={"mixture": "STREET_SECOND"},
+    ),
     "outdoor-tiny-tower": Recipe(
         "the same for outdoor-tiny, from permissively licensed photos",
         "tiny_tower",
@@ -54,6 +59,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "maftplus": Recipe(
         "MAFT+ of an FC-CLIP or MAFT+ model: CLIP's trunk tuned on labelled photos", "maftplus", "train_package"
+    ),
+    "mask-adapter": Recipe(
+        "an adapter for an FC-CLIP or MAFT+ model, in both stages, on labelled photos", "mask_adapter", "train_package"
     ),
 }
 

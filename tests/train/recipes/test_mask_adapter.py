@@ -4,12 +4,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from lexiseg.clip.projection import Projection
+from lexiseg.data.packages import LabelledPhoto
 from lexiseg.proposals.fcclip import fcclip_generator
 from lexiseg.regions.mask_adapter import MaskAdapter, MaskAdapterPool
 from lexiseg.scoring.cosine import Cosine
@@ -20,7 +22,13 @@ from lexiseg.train.points import uniform
 from lexiseg.train.recipes import mask_adapter as recipe
 from lexiseg.train.recipes.fcclip import batch_of
 from lexiseg.types import TextBank
+from lexiseg.zoo.clustered import clustered
+from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.maftplus import maftplus
+from lexiseg.zoo.model_folder import load_folder, save_model_folder
 from tests.train.recipes.test_fcclip import SMALL, ToyTrunk, toy_photo
+from tests.train.recipes.test_maftplus import toy_model, toy_package
+from tests.zoo.conftest import GENERATOR, TOWERS
 
 WIDTH = 8
 
@@ -112,3 +120,51 @@ def test_systems_it_cannot_train(tmp_path: Path) -> None:
     system = System(None, nn.Identity(), nn.Identity(), nn.Identity(), nn.Identity())
     with pytest.raises(TypeError, match="FC-CLIP's generator"):
         recipe.train(system, toy_text(), PHOTOS, tmp_path)
+
+
+def test_segments_of_a_labelled_photo() -> None:
+    labels = np.array([[0, 0, 1, 1], [2, 2, 255, 1]], np.uint8)
+    regions = np.array([[0, 0, 1, 2], [3, 3, 0, 2]], np.uint8)
+    photo = LabelledPhoto("a", np.zeros((2, 4, 3), np.uint8), labels, regions)
+    by_class = recipe.segments_of(photo, 255, [])
+    assert by_class.ids.tolist() == [[1, 1, 2, 2], [3, 3, 0, 2]] and by_class.classes == {1: 0, 2: 1, 3: 2}
+    apart = recipe.segments_of(photo, 255, [[1, 1, 0], [2, 1, 0], [3, 2, 1]])
+    assert apart.ids.tolist() == [[1, 1, 257, 258], [0, 0, 0, 258]] and apart.classes == {1: 0, 257: 1, 258: 1}
+
+
+@pytest.mark.parametrize("builder", ["fcclip", "maftplus"])
+def test_the_command_trains_and_goes_on(builder: str, tmp_path: Path) -> None:
+    """From a model without an adapter to one with it, through both stages, stopped and started again between."""
+    data, start = toy_package(tmp_path / "toy"), toy_model(tmp_path / "start")
+    if builder == "maftplus":
+        tower, sizes = TOWERS["convnext mlp"], GENERATOR
+        parts = maftplus(tower, **sizes, device="cpu"), text_encoder(tower, device="cpu")
+        arguments = {"builder": "maftplus", "arguments": {"tower": tower, **sizes}, "templates": ["{}"]}
+        start = save_model_folder(tmp_path / "maftplus", *parts, **arguments)
+    options = {"warmup_steps": 2, "steps": 2, "batch": 1, "warmup_batch": 1, "crop": 64, "warmup_crop": 64}
+    options |= {"adapter_width": 8, "long_edge": 96}
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    for _ in range(2):  # a step of the first stage; its last, and a step of the second
+        assert not recipe.train_package(data, pieces, str(start), deadline=0.0, **options)
+        assert not (pieces / "model").exists()
+    assert recipe.train_package(data, pieces, str(start), **options)
+    assert recipe.train_package(data, whole, str(start), **options)
+
+    given, made = load_folder(start).system.state_dict(), load_folder(pieces / "model")
+    state, same = made.system.state_dict(), load_folder(whole / "model").system.state_dict()
+    for name, x in state.items():
+        torch.testing.assert_close(x, same[name])
+    fresh = {name for name in state if name.startswith("embedder.adapter.")}
+    assert fresh and set(state) - set(given) == fresh
+    moved = {name for name, x in given.items() if not torch.equal(x, state[name])}
+    assert moved == ({"generator.void_embedding.weight"} if builder == "fcclip" else set())
+    assert made.canvas.long_edge == 96 and made.card["steps"] == [2, 2]
+
+
+def test_models_that_an_adapter_cannot_stand_on(tmp_path: Path) -> None:
+    tower = TOWERS["convnext linear"]
+    parts = clustered(tower, device="cpu"), text_encoder(tower, device="cpu")
+    arguments = {"builder": "clustered", "arguments": {"tower": tower}, "templates": ["{}"]}
+    folder = save_model_folder(tmp_path / "clusters", *parts, **arguments)
+    with pytest.raises(ValueError, match="an adapter stands on FC-CLIP or on MAFT"):
+        recipe.train_package(toy_package(tmp_path / "toy"), tmp_path / "out", str(folder))
