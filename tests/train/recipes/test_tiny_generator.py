@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
+from lexiseg.proposals.clusters import ClusterProposals
 from lexiseg.train.lexicon import load_lexicon
 from lexiseg.train.loop import CHECKPOINT
 from lexiseg.train.losses import Criterion
@@ -166,6 +167,10 @@ def test_an_assembled_model_loads_and_is_measured(tmp_path: Path, street: Labell
     assert torch.equal(
         model.system.get_parameter("scorer.logit_scale"), system.get_parameter("scorer.logit_scale").half().float()
     )
+    beside = embedded.assemble(
+        "street-tiny", tower_run, None, "../street-tiny/text.safetensors", tmp_path / "clustered", canvas=canvas
+    )
+    assert isinstance(load_folder(beside, siblings=True).system.generator, ClusterProposals)
 
     lexicon, names = load_lexicon(), some_names()
     banks = {"own": embedded.bank_of([lexicon.concept_of(name) for name in street.classes], names, seen=True)}

@@ -31,13 +31,15 @@ from lexiseg.system import System
 from lexiseg.train.lexicon import Lexicon, load_lexicon
 from lexiseg.train.recipes import tiny_generator, tiny_text, tiny_tower
 from lexiseg.train.recipes.tiny_clip import CONFIG, averaged_weights
+from lexiseg.train.recipes.tiny_generator import tower_state
 from lexiseg.train.recipes.tiny_tower import load_names
 from lexiseg.train.segment_targets import UNKNOWN, SegmentedPhotos
 from lexiseg.types import TextBank
 from lexiseg.zoo.catalogue import ZOO
+from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.model_folder import OutputSettings, save_model_folder
 
-CANVAS = Canvas(short_edge=384, long_edge=640, multiple=32)
+CANVAS = Canvas(short_edge=360, long_edge=600, multiple=32)
 """Photos of the data are at most 480 pixels long: nothing larger was ever seen in training."""
 OUTPUTS = OutputSettings(object_mask_threshold=0.25, overlap_threshold=0.6)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -50,6 +52,8 @@ class Kind:
     """What one embedded model is trained on."""
 
     tower_mixture: dict[str, float]
+    second_mixture: dict[str, float]
+    """Of the tower's second, milder training."""
     generator_mixture: dict[str, float]
     validation: str
     """The package whose val split chooses the fusion."""
@@ -58,8 +62,8 @@ class Kind:
 STREET_TINY = "street-tiny"
 OUTDOOR_TINY = "outdoor-tiny"
 KINDS = {
-    STREET_TINY: Kind(tiny_tower.STREET, tiny_generator.STREET, validation="camvid"),
-    OUTDOOR_TINY: Kind(tiny_tower.OUTDOOR, tiny_generator.OUTDOOR, validation="coco_panoptic"),
+    STREET_TINY: Kind(tiny_tower.STREET, tiny_tower.STREET_SECOND, tiny_generator.STREET, validation="camvid"),
+    OUTDOOR_TINY: Kind(tiny_tower.OUTDOOR, tiny_tower.OUTDOOR, tiny_generator.OUTDOOR, validation="coco_panoptic"),
 }
 
 
@@ -166,33 +170,46 @@ def choose_fusion(
     return alpha, beta, measured
 
 
+def build_clustered(tower_run: Path) -> System:
+    """The tower of a run with clusters of its dense map in the place of a generator."""
+    system = clustered(CONFIG, device="cpu")
+    system.load_state_dict(tower_state(tower_run))
+    return system.eval()
+
+
 def assemble(
     name: str,
     tower_run: Path,
-    generator_run: Path,
+    generator_run: Path | None,
     text: Path | str,
     folder: Path,
     *,
-    alpha: float,
-    beta: float,
+    alpha: float = 0.0,
+    beta: float = 0.0,
     measured: Mapping[str, Mapping[str, float]] = NOTHING_YET,
     tried: Mapping[str, Mapping[str, float]] = NOTHING_YET,
     canvas: Canvas = CANVAS,
 ) -> Path:
     """Write the model folder of `name` from its runs, at any time of a run.
 
-    text: run of the text tower, or the text file of a folder beside this one. alpha, beta: of the fusion, see
-    `choose_fusion`. measured: data -> measure -> number, for the card; tried: the table behind alpha and beta.
+    generator_run: None for clusters of the dense map instead, which need no fusion. text: run of the text tower, or
+    the text file of a folder beside this one. alpha, beta: of the fusion, see `choose_fusion`. measured: data ->
+    measure -> number, for the card; tried: the table behind alpha and beta.
     """
     entry = ZOO[name]
-    system = tiny_generator.build(tower_run, averaged_weights(generator_run), alpha=alpha, beta=beta)
+    arguments: dict[str, Any] = {"tower": CONFIG}
+    if generator_run is None:
+        builder, system = "clustered", build_clustered(tower_run)
+    else:
+        builder, system = "fcclip", tiny_generator.build(tower_run, averaged_weights(generator_run))
+        arguments |= {"alpha": alpha, "beta": beta, **tiny_generator.SIZES}
     training_phrases = load_lexicon().training_names()
     return save_model_folder(
         folder,
         system,
         text if isinstance(text, str) else averaged_weights(text),
-        builder="fcclip",
-        arguments={"tower": CONFIG, "alpha": alpha, "beta": beta, **tiny_generator.SIZES},
+        builder=builder,
+        arguments=arguments,
         templates=tiny_text.TEMPLATE_SET,
         canvas=canvas,
         outputs=OUTPUTS,
@@ -215,11 +232,21 @@ def assemble(
 def train(name: str, data: Path, out: Path, processes: int = 2, deadline: float | None = None) -> bool:
     """Train, or go on training, the embedded model `name` in `out`; returns whether out/model is complete."""
     kind = KINDS[name]
-    text, tower, generator = out / "text", out / "tower", out / "generator"
+    text, first, tower, generator = out / "text", out / "first_tower", out / "tower", out / "generator"
     names = text / "names"
     complete = tiny_text.train(text, deadline=deadline)
     complete = complete and tiny_tower.train(
-        data, tower, names, kind.tower_mixture, processes=processes, deadline=deadline
+        data, first, names, kind.tower_mixture, processes=processes, deadline=deadline
+    )
+    complete = complete and tiny_tower.train(
+        data,
+        tower,
+        names,
+        kind.second_mixture,
+        start=first,
+        steps=tiny_tower.SECOND_STEPS,
+        processes=processes,
+        deadline=deadline,
     )
     complete = complete and tiny_generator.train(
         data, generator, tower, names, kind.generator_mixture, processes=processes, deadline=deadline
