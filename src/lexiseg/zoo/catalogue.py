@@ -66,7 +66,7 @@ class Entry:
     weights_licence: str
     trained_on: str
     needs: str
-    state: Literal["ready", "convert"]
+    state: Literal["ready", "convert", "train"]
     published: Numbers
     miou_rule: Literal["gt", "gt_or_pred"] | None = None
     """Over which classes the published mIoU is the mean; None where nothing is published."""
@@ -197,8 +197,8 @@ ENTRIES = (
         code_licence="Apache-2.0",
         weights_licence="Apache-2.0, as is usual for weights trained on COCO; the photos carry their own licences",
         trained_on="photos with COCO masks",
-        needs="nothing: it is in the package",
-        state="ready",
+        needs="training: `lexiseg train outdoor-tiny`; its weights are not part of this version",
+        state="train",
         published={},
     ),
     _fcclip(

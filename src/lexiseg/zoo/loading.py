@@ -90,7 +90,10 @@ def _load_entry(name: str, device: str | torch.device, offline: bool | None) -> 
     if isinstance(source, Embedded):
         folder = EMBEDDED / source.folder
         if not folder.is_dir():
-            raise UnknownModelError(f"{name}: its weights are missing from this installation; install lexiseg again")
+            raise UnknownModelError(
+                f"{name}: its weights are not in this installation. "
+                f"Make them: lexiseg train {name} --data DIR --out RUN, then load RUN/model"
+            )
         return load_folder(folder, device, name=name, siblings=True)
     folder = converted_folder(name)
     if not (folder / SETTINGS_FILE).is_file():

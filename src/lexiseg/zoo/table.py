@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Embedded, Entry, OfficialFile
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Entry, OfficialFile
 from lexiseg.zoo.loading import is_available
 
 METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU", "sq": "SQ", "rq": "RQ"}
@@ -43,7 +43,7 @@ def rows() -> list[Row]:
 def _state(entry: Entry) -> str:
     if is_available(entry.name):
         return "ready"
-    return "missing from this installation" if isinstance(entry.source, Embedded) else f"needs {entry.needs}"
+    return "missing from this installation" if entry.state == "ready" else f"needs {entry.needs}"
 
 
 def headline(entry: Entry) -> str:
