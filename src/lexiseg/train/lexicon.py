@@ -34,6 +34,8 @@ class Lexicon:
     """Pairs of concepts that can both be true of a pixel."""
     parts: dict[str, frozenset[str]]
     """Concept -> concepts that are small parts of it; they are among its overlaps."""
+    without_photos: frozenset[str]
+    """Concepts that no training photo shows under a name of their own."""
 
     def concept_of(self, name: str) -> str:
         """The concept a class name of a label set stands for: its own entry, or the one that lists it."""
@@ -46,6 +48,10 @@ class Lexicon:
 
     def overlap(self, a: str, b: str) -> bool:
         return a == b or frozenset((a, b)) in self.overlaps
+
+    def relatives(self, concept: str) -> list[str]:
+        """The concepts with photos that a concept without any overlaps with."""
+        return [other for other in self.concepts if other not in self.without_photos and self.overlap(concept, other)]
 
     def training_names(self) -> list[str]:
         return [name for concept in self.concepts.values() for name in concept.names]
@@ -83,4 +89,7 @@ def load_lexicon() -> Lexicon:
         missing = [piece for piece in pieces if frozenset((whole, piece)) not in overlaps]
         if missing:
             raise ValueError(f"lexicon: parts of {whole!r} that do not overlap with it: {', '.join(missing)}")
-    return Lexicon(concepts, frozenset(overlaps), parts)
+    without_photos = frozenset(split_names(content["without_photos"]))
+    if unknown := sorted(without_photos - concepts.keys()):
+        raise ValueError(f"lexicon: without_photos names {', '.join(unknown)}, which are no concepts")
+    return Lexicon(concepts, frozenset(overlaps), parts, without_photos)

@@ -10,10 +10,18 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lexiseg.clip.open_clip import build_text_encoder
+from lexiseg.train.lexicon import load_lexicon
 from lexiseg.train.loop import RunState, run
 from lexiseg.train.recipes import tiny_text
 from lexiseg.train.recipes.tiny_clip import CONFIG
-from lexiseg.train.recipes.tiny_text import Distillation, encode_names, noun_phrases, towards_concepts, whitening
+from lexiseg.train.recipes.tiny_text import (
+    Distillation,
+    encode_names,
+    lean_on_relatives,
+    noun_phrases,
+    towards_concepts,
+    whitening,
+)
 
 
 def test_whitening_evens_out_the_axes() -> None:
@@ -61,3 +69,22 @@ def test_distillation_moves_names_to_their_places(tmp_path: Path, monkeypatch: p
     assert vectors.shape == (len(names), 8)
     tower.load_state_dict(state.averaged)
     torch.testing.assert_close(vectors[names.index("sky")], encode_names(tower, ["sky"])[0])
+
+
+def test_words_no_photo_shows_lean_on_the_few_that_photos_do() -> None:
+    lexicon = load_lexicon()
+    members, count = {}, 0
+    for key, concept in lexicon.concepts.items():
+        members[key] = list(range(count, count + len(concept.names)))
+        count += len(concept.names)
+    placed = F.normalize(torch.randn(count, 256, generator=torch.Generator().manual_seed(0)), dim=-1)
+    before = placed.clone()
+    lean_on_relatives(placed, members, lexicon)
+    assert set(lexicon.relatives("lake")) == {"water", "sea", "river"}
+    water = F.normalize(before[members["water"]].mean(0), dim=-1)
+    lake = members["lake"]
+    assert (placed[lake] @ water).min() > (before[lake] @ water).max() + 0.1
+    torch.testing.assert_close(placed.norm(dim=-1), torch.ones(count))
+    shown = [row for key, rows in members.items() if key not in lexicon.without_photos for row in rows]
+    assert torch.equal(placed[shown], before[shown])
+    assert torch.equal(placed[members["wheelchair"]], before[members["wheelchair"]])  # no relatives

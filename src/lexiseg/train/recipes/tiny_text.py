@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -41,6 +41,11 @@ ADJECTIVES = """
     standing sitting flying distant nearby bright dark shiny round square narrow wide modern ancient busy quiet
     beautiful ugly tiny huge striped leafy sunny snowy rusty soft heavy
 """
+
+MOST_RELATIVES = 3
+"""A concept that overlaps with more than so many others is a kind of none of them."""
+LEAN = 1.2
+"""Weight of the relatives against the word's own place."""
 
 
 def common_words() -> list[str]:
@@ -91,7 +96,23 @@ def targets(lexicon: Lexicon, words: list[str], extra: list[str]) -> tuple[list[
     placed = towards_concepts(rows, centres)
     for indices, centre in zip(members, centres, strict=True):
         placed[indices] = F.normalize(rows[indices] + centre, dim=-1)
+    lean_on_relatives(placed, dict(zip(lexicon.concepts, members, strict=True)), lexicon)
     return names + others, placed, len(names)
+
+
+def lean_on_relatives(placed: Tensor, members: Mapping[str, Sequence[int]], lexicon: Lexicon) -> None:
+    """Move the names of concepts without photos (lake) towards the few that have some and overlap (water, sea, river).
+
+    Photos say nothing about such a word, so the image tower would give it to anything; its relatives are what a
+    person who types it will find. placed [N, D], unit rows, is changed in place.
+    """
+    centres = {key: F.normalize(placed[list(rows)].mean(0), dim=-1) for key, rows in members.items()}
+    for key in sorted(lexicon.without_photos):
+        relatives = lexicon.relatives(key)
+        if 0 < len(relatives) <= MOST_RELATIVES:
+            towards = F.normalize(torch.stack([centres[other] for other in relatives]).mean(0), dim=-1)
+            rows = list(members[key])
+            placed[rows] = F.normalize(placed[rows] + LEAN * towards, dim=-1)
 
 
 def towards_concepts(rows: Tensor, centres: Tensor, from_cosine: float = 0.25, to_cosine: float = 0.45) -> Tensor:
