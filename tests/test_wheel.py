@@ -134,6 +134,7 @@ def test_segments_a_photo(wheel: Path, python: Path, china_photo: Path, tmp_path
     program = str(python.with_name("lexiseg"))
     output = run(python, program, "segment", str(china_photo), "--classes", words, "--out", "out", cwd=tmp_path)
     assert "sky" in output
-    assert Image.open(tmp_path / "out" / "china.overlay.png").size == (640, 427)
-    assert Image.open(tmp_path / "out" / "china.labels.png").size == (640, 427)
+    for name in ("china.overlay.png", "china.labels.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (640, 427)
     assert json.loads((tmp_path / "out" / "china.json").read_text())
