@@ -95,6 +95,15 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         p.grad = part.view_as(p)
 
 
+def share_of(batch: int) -> tuple[int, int]:
+    """(rank, processes): this one takes every `processes`-th item of a batch, from `rank` on."""
+    together = dist.is_available() and dist.is_initialized()
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    if batch % processes:
+        raise ValueError(f"a batch of {batch} cannot be divided among {processes} processes")
+    return rank, processes
+
+
 def run(
     loss_of: Callable[[int, random.Random], tuple[Tensor, dict[str, float]]],
     state: RunState,

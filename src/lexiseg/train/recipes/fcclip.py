@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from lexiseg.data.coco_panoptic import PanopticPhoto
 from lexiseg.proposals.fcclip import FCCLIPGenerator
 from lexiseg.system import System
-from lexiseg.train.loop import RunState, run
+from lexiseg.train.loop import RunState, run, share_of
 from lexiseg.train.losses import Criterion
 from lexiseg.train.matcher import SegmentTargets
 from lexiseg.types import Images, TextBank
@@ -176,10 +176,7 @@ def train(
     criterion = criterion or Criterion()
     encoder, generator = freeze_all_but_generator(system)
     device = generator.void_embedding.weight.device
-    together = distributed.is_available() and distributed.is_initialized()
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-    if batch % processes:
-        raise ValueError(f"a batch of {batch} cannot be divided among {processes} processes")
+    rank, processes = share_of(batch)
 
     def loss_of(step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         numbers = list(photo_numbers(seed, step, len(photos), batch))[rank::processes]

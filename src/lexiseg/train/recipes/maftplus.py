@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
 from lexiseg.geometry import fit_short_edge, round_up
@@ -38,7 +38,7 @@ from lexiseg.regions.mask_pool import MaskPool
 from lexiseg.scoring.image_conditioned import ImageConditioned, NormOrder
 from lexiseg.system import System
 from lexiseg.text_bank import text_bank
-from lexiseg.train.loop import RunState, run
+from lexiseg.train.loop import RunState, run, share_of
 from lexiseg.train.losses import Criterion
 from lexiseg.train.mask_aware import compensation_loss, mask_aware_loss
 from lexiseg.train.matcher import SegmentTargets
@@ -223,10 +223,7 @@ def train(
     criterion = criterion or Criterion()
     tuned = prepare(system)
     device = tuned.generator.void_embedding.weight.device
-    together = distributed.is_available() and distributed.is_initialized()
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-    if batch % processes:
-        raise ValueError(f"a batch of {batch} cannot be divided among {processes} processes")
+    rank, processes = share_of(batch)
 
     def loss_of(step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         numbers = list(photo_numbers(seed, step, len(photos), batch))[rank::processes]

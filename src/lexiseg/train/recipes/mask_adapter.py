@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.data.coco_panoptic import PanopticPhoto
@@ -42,7 +42,7 @@ from lexiseg.scoring.cosine import Cosine
 from lexiseg.scoring.image_conditioned import ImageConditioned
 from lexiseg.system import System
 from lexiseg.text_bank import text_bank
-from lexiseg.train.loop import RunState, run
+from lexiseg.train.loop import RunState, run, share_of
 from lexiseg.train.mask_adapter import (
     WARMUP_SLOTS,
     AdapterCriterion,
@@ -267,10 +267,7 @@ def _train(
 ) -> bool:
     """Both stages: the same photos, optimiser and loop."""
     device = void.weight.device
-    together = distributed.is_available() and distributed.is_initialized()
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-    if sizes.batch % processes:
-        raise ValueError(f"a batch of {sizes.batch} cannot be divided among {processes} processes")
+    rank, processes = share_of(sizes.batch)
 
     def loss_of(step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         numbers = list(photo_numbers(seed, step, len(photos), sizes.batch))[rank::processes]
