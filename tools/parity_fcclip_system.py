@@ -271,8 +271,8 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     region_logits = text_logits(regions.embeds, rows, class_of, text.num_classes + 1, system.scorer.logit_scale)
     masks, classes = proposals.mask_logits[0], scores.class_probs[0]
     new["pred_logits"] = proposals.class_logits[0].numpy()
-    new["pred_masks_strided"] = every(masks, case["arrays"]["pred_masks_strided"]["shape"])
-    new["pooled_clip_embedding"] = every(regions.embeds[0], case["arrays"]["pooled_clip_embedding"]["shape"])
+    new["pred_masks_strided"] = masks.numpy()
+    new["pooled_clip_embedding"] = regions.embeds[0].numpy()
     new["out_vocab_logits"] = region_logits[0].numpy()
     new["final_class_log_probs"] = log_probs(scores)[0].numpy()
     empty = (~regions.valid[0]).nonzero().flatten().tolist()
@@ -356,10 +356,3 @@ def training_step(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     losses = criterion.weighted(criterion([step.proposals for step in steps], targets, draw))
     trained = {f"generator.{name}": p for name, p in system.generator.named_parameters() if p.requires_grad}
     return step_values(losses, trained, official)
-
-
-def every(full: Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Every n-th entry along each axis, so that `shape` results."""
-    return full.numpy()[
-        tuple(slice(None, None, -(-size // kept)) for size, kept in zip(full.shape, shape, strict=True))
-    ]

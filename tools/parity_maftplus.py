@@ -17,7 +17,6 @@ from parity_fcclip_pieces import filled, loaded, number, phrase_classes, targets
 from parity_fcclip_system import (
     as_they_are,
     encode_words,
-    every,
     load,
     log_probs,
     records,
@@ -144,7 +143,7 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> Values:
     logits = text_logits(regions.embeds, rows, query.class_of, query.num_classes, system.scorer.logit_scale)
     masks, classes = proposals.mask_logits[0], scores.class_probs[0]
     new["pred_logits"] = proposals.class_logits[0].numpy()
-    new["pred_masks_strided"] = every(masks, case["arrays"]["pred_masks_strided"]["shape"])
+    new["pred_masks_strided"] = masks.numpy()
     new["pooled_clip_embedding"] = regions.embeds[0].numpy()
     new["dense_clip_embedding"] = regions.dense_embeds.numpy()
     new["cdt_text"] = rows[0].numpy()
