@@ -35,6 +35,8 @@ class Images:
     """Size of each picture on the canvas, without padding."""
     original_hw: tuple[Size, ...]
     """Size each picture had in its file: the size of the outputs."""
+    given_masks: Tensor | None = None
+    """[B, Q, H, W] bool on the canvas: masks that came with the pictures. Only `GivenMasks` reads them."""
 
     @property
     def canvas_hw(self) -> Size:

@@ -67,7 +67,7 @@ def warp(picture: Image.Image, matrix: Array, size: int, stride: int, fill: int 
 
 
 def recolour(rng: random.Random, picture: Image.Image, strength: float = 1.0) -> Image.Image:
-    """Exposure, contrast, gamma, tint, saturation; now and then blur, low light with noise, or no colour at all."""
+    """Exposure, contrast, gamma, tint, saturation; now and then haze, blur, low light with noise, or no colour."""
     ramp = np.arange(256) / 255.0
     gamma = math.exp(rng.gauss(0, 0.22 * strength))
     contrast = math.exp(rng.gauss(0, 0.22 * strength))
@@ -80,6 +80,10 @@ def recolour(rng: random.Random, picture: Image.Image, strength: float = 1.0) ->
         curve = ((ramp**gamma * tint - 0.5) * contrast + 0.5 + offset) * gain
         table += np.clip(curve * 255, 0, 255).astype(int).tolist()
     picture = picture.point(table)
+    if rng.random() < 0.06:
+        grey = rng.randrange(150, 235)
+        haze = (grey - rng.randrange(12), grey - rng.randrange(6), grey)
+        picture = Image.blend(picture, Image.new("RGB", picture.size, haze), rng.uniform(0.2, 0.65))
     saturation = 0.0 if rng.random() < 0.03 else math.exp(rng.gauss(0, 0.3 * strength))
     picture = ImageEnhance.Color(picture).enhance(saturation)
     if rng.random() < 0.1:

@@ -36,6 +36,8 @@ class Lexicon:
     """Concept -> concepts that are small parts of it; they are among its overlaps."""
     without_photos: frozenset[str]
     """Concepts that no training photo shows under a name of their own."""
+    taught_as_wrong: tuple[str, ...]
+    """Those of them that are wrong wherever something is shown that they do not overlap with."""
 
     def concept_of(self, name: str) -> str:
         """The concept a class name of a label set stands for: its own entry, or the one that lists it."""
@@ -92,4 +94,7 @@ def load_lexicon() -> Lexicon:
     without_photos = frozenset(split_names(content["without_photos"]))
     if unknown := sorted(without_photos - concepts.keys()):
         raise ValueError(f"lexicon: without_photos names {', '.join(unknown)}, which are no concepts")
-    return Lexicon(concepts, frozenset(overlaps), parts, without_photos)
+    taught_as_wrong = tuple(split_names(content["taught_as_wrong"]))
+    if unknown := sorted(set(taught_as_wrong) - without_photos):
+        raise ValueError(f"lexicon: taught_as_wrong names {', '.join(unknown)}, which without_photos does not list")
+    return Lexicon(concepts, frozenset(overlaps), parts, without_photos, taught_as_wrong)

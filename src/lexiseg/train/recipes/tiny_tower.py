@@ -60,6 +60,9 @@ FAVOURED = {
     "stop sign": 2.0,
     "traffic light": 2.0,
     "roof": 2.0,
+    "sea": 2.0,
+    "river": 2.0,
+    "water": 2.0,
 }
 """Classes of COCO that streets are made of: drawn more often as the centre of a crop."""
 PASTED = {
@@ -68,6 +71,8 @@ PASTED = {
     *("suitcase", "skateboard"),
 }
 """Things of COCO that are pasted into other photos: what may stand about in a street or a meadow."""
+UNSEEN_SHARE = 0.08
+"""Of the concepts without pixels, in the label set of a crop: the word "lake" must not be true of a tree."""
 PIXELS = 512
 """Pixels per crop that enter the loss, more of the small classes than their area."""
 
@@ -96,7 +101,7 @@ STREET_SECOND = {"camvid": 8.0, "msrc": 4.5, "coco_panoptic": 2.5, "coco_things"
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Every class of every label set is a row; every concept with pixels is a column.
+    """Every class of every label set is a row; every concept with pixels, or that is taught by what it is not, a column.
 
     `own[r]` the column of row r; `rival[r]` the concepts that are certainly wrong where r is right; `agree[r]` the
     logarithm of how far a concept counts as right as well: 0 fully, IMPOSSIBLE not at all, between them the parts.
@@ -110,6 +115,8 @@ class LabelTable:
     agree: Tensor
     sets: dict[str, Tensor]
     """label set -> [G] bool, the concepts it lists."""
+    unseen: Tensor
+    """[G] bool: the concepts without pixels."""
 
     @property
     def none_row(self) -> int:
@@ -131,7 +138,7 @@ def build_table(packages: list[LabelledPhotos], lexicon: Lexicon) -> LabelTable:
         if package.is_thing:
             things |= {c for c, thing in zip(package.classes, package.is_thing, strict=True) if thing}
     concept = {name: lexicon.concept_of(name) for names in lists.values() for name in names}
-    concepts = tuple(dict.fromkeys(concept.values()))
+    concepts = tuple(dict.fromkeys([*concept.values(), *lexicon.taught_as_wrong]))
     column = {name: i for i, name in enumerate(concepts)}
     sets = {key: torch.zeros(len(concepts), dtype=torch.bool) for key in lists}
     rows: dict[tuple[str, str], int] = {}
@@ -157,9 +164,10 @@ def build_table(packages: list[LabelledPhotos], lexicon: Lexicon) -> LabelTable:
     own.append(-1)
     rival.append(is_thing)
     agree.append(torch.where(near_thing, IMPOSSIBLE, 0.0))
+    unseen = torch.tensor([c in lexicon.taught_as_wrong for c in concepts])
     if len(own) >= IGNORE:
         raise ValueError("more than 254 rows: label maps are 8-bit")
-    return LabelTable(concepts, rows, torch.tensor(own), torch.stack(rival), torch.stack(agree), sets)
+    return LabelTable(concepts, rows, torch.tensor(own), torch.stack(rival), torch.stack(agree), sets, unseen)
 
 
 @dataclass(frozen=True)
@@ -314,6 +322,7 @@ class DenseStage:
         """[G] bool: the label set of the photo, thinned at random, and what occurs in the crop."""
         listed = self.table.sets[key]
         kept = listed & (torch.rand(len(listed)) < rng.uniform(0.3, 1.3))
+        kept |= self.table.unseen & (torch.rand(len(listed)) < UNSEEN_SHARE)
         present = torch.from_numpy(np.unique(rows).astype(np.int64))
         present = present[present < self.table.none_row]
         kept[self.table.own[present]] = True
