@@ -38,7 +38,7 @@ RECIPES: dict[str, Recipe] = {
         settings={"mixture": "STREET"},
     ),
     "street-tiny-tower-second": Recipe(
-        "its second, milder training: --start the run of the first, --steps 1800",
+        "its second, milder training: --start the run before, --steps 1800, then again, --steps 5500",
         "tiny_tower",
         settings={"mixture": "STREET_SECOND"},
     ),

@@ -72,6 +72,15 @@ def test_table_knows_what_excludes_what(table: LabelTable) -> None:
     assert "sky" in agree
 
 
+def test_words_without_photos_are_wrong_where_something_else_is_shown(table: LabelTable) -> None:
+    unseen = {c for c, flag in zip(table.concepts, table.unseen, strict=True) if flag}
+    assert {"lake", "temple"} <= unseen
+    assert not unseen & {"sky", "building", "shadow"}  # two have photos, the third may lie on anything
+    rival = dict(zip(table.concepts, table.rival[table.rows["camvid", "building"]].tolist(), strict=True))
+    assert rival["lake"] and not rival["temple"]
+    assert not any(listed[table.unseen].any() for listed in table.sets.values())
+
+
 def test_losses_by_hand(table: LabelTable) -> None:
     column = {c: i for i, c in enumerate(table.concepts)}
     logits = torch.zeros(2, len(column))

@@ -232,22 +232,18 @@ def assemble(
 def train(name: str, data: Path, out: Path, processes: int = 2, deadline: float | None = None) -> bool:
     """Train, or go on training, the embedded model `name` in `out`; returns whether out/model is complete."""
     kind = KINDS[name]
-    text, first, tower, generator = out / "text", out / "first_tower", out / "tower", out / "generator"
+    text, first, generator = out / "text", out / "tower_1", out / "generator"
     names = text / "names"
     complete = tiny_text.train(text, deadline=deadline)
     complete = complete and tiny_tower.train(
         data, first, names, kind.tower_mixture, processes=processes, deadline=deadline
     )
-    complete = complete and tiny_tower.train(
-        data,
-        tower,
-        names,
-        kind.second_mixture,
-        start=first,
-        steps=tiny_tower.SECOND_STEPS,
-        processes=processes,
-        deadline=deadline,
-    )
+    tower = first
+    for number, steps in enumerate(tiny_tower.SECOND_ROUNDS, start=2):
+        start, tower = tower, out / f"tower_{number}"
+        complete = complete and tiny_tower.train(
+            data, tower, names, kind.second_mixture, start=start, steps=steps, processes=processes, deadline=deadline
+        )
     complete = complete and tiny_generator.train(
         data, generator, tower, names, kind.generator_mixture, processes=processes, deadline=deadline
     )

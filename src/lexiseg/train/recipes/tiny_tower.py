@@ -79,7 +79,7 @@ PIXELS = 512
 
 @dataclass(frozen=True)
 class Plan:
-    """What differs between the first training and the second."""
+    """What differs between the first training and the rounds of the second."""
 
     phases: tuple[tuple[float, int, int], ...]
     """Until this share of the steps: crop side, crops per process."""
@@ -95,13 +95,14 @@ class Plan:
 FIRST = Plan(((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6)), 3e-3, balanced=0.85, centred=0.5, colour=1.0)
 SECOND = Plan(((1.0, 256, 7),), 1.2e-3, balanced=0.0, centred=0.35, colour=0.6)
 """After the first: the tower still underfits its own photos, and sees small classes where there are none."""
-SECOND_STEPS = 1800
+SECOND_ROUNDS = (1800, 5500)
+"""The second training is run again from its own end: every round begins with a high learning rate."""
 STREET_SECOND = {"camvid": 8.0, "msrc": 4.5, "coco_panoptic": 2.5, "coco_things": 1.0}
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Every class of every label set is a row; every concept with pixels, or that is taught by what it is not, a column.
+    """Every class of every label set is a row. Columns are the concepts with pixels, and those taught as wrong.
 
     `own[r]` the column of row r; `rival[r]` the concepts that are certainly wrong where r is right; `agree[r]` the
     logarithm of how far a concept counts as right as well: 0 fully, IMPOSSIBLE not at all, between them the parts.
@@ -116,7 +117,7 @@ class LabelTable:
     sets: dict[str, Tensor]
     """label set -> [G] bool, the concepts it lists."""
     unseen: Tensor
-    """[G] bool: the concepts without pixels."""
+    """[G] bool: the concepts without pixels, taught by what they are not."""
 
     @property
     def none_row(self) -> int:
