@@ -77,6 +77,10 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def no_encoder(images: Images) -> None:
+    """Of systems whose parts share no trunk."""
+
+
 def output(task: str, masks: Tensor, probs: Tensor, void: Tensor, frame: Frame, settings: OutputSettings) -> Prediction:
     if task == "semantic":
         return postprocess.semantic(masks, probs, frame)
