@@ -3,10 +3,10 @@
 
     python tools/parity.py DIR [--only NAME]
 
-DIR holds manifests, vocabularies and cases (`case-*.json` with their `.npz`) of one method. A case describes itself:
-its `inputs` are fed, its `checks` name what is compared and how closely (the rule is in parity_compare.py). Which
-computation a case asks for is recognised by what it contains, never by its name. One row is printed per array,
-`N of M arrays within tolerance` at the end; the exit status is 0 when all are.
+DIR holds manifests, vocabularies and cases (`case-*.json` with their `.npz`) of one method; a `pieces*.json` holds many
+small cases. A case describes itself: its `inputs` are fed, its `checks` name what is compared and how closely (the rule
+is in parity_compare.py). Which computation a case asks for is recognised by what it contains, never by its name. One
+row is printed per array, `N of M arrays within tolerance` at the end; the exit status is 0 when all are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
     "std": lambda x: float(x.std()),
     "absmax": lambda x: float(np.abs(x).max()),
 }
+
+
+SAMPLE_PARTS = (".sample", ".stats", ".shape")
+"""Names under which a case stores parts of a large array."""
 
 
 class Missing(Exception):
@@ -98,6 +102,8 @@ def new_value(name: str, stored: Any, new: Mapping[str, Any], case: Mapping[str,
         array, _, statistic = name[len("arrays.") :].rpartition(".")
         if array in new and statistic in STATISTICS:
             return STATISTICS[statistic](np.asarray(new[array], np.float64))
+    if isinstance(stored, np.ndarray) and name.rpartition(".")[0] in new and name.endswith(SAMPLE_PARTS):
+        return of_sample(name, stored, new)
     parent = name
     while "." in parent:
         parent = parent.rpartition(".")[0]
@@ -106,6 +112,17 @@ def new_value(name: str, stored: Any, new: Mapping[str, Any], case: Mapping[str,
                 raise Missing(f"{parent} has {len(new[parent])} items, stored {len(lookup(case, parent))}")
             return lookup(new[parent], name[len(parent) + 1 :])
     raise Missing("not computed")
+
+
+def of_sample(name: str, stored: Any, new: Mapping[str, Any]) -> Any:
+    """What a case stores of a large array X: its shape, its statistics, or entries at even distances."""
+    array, _, part = name.rpartition(".")
+    full = np.asarray(new[array])
+    if part == "shape":
+        return np.array(full.shape)
+    if part == "stats":
+        return np.array([statistic(full.astype(np.float64)) for statistic in STATISTICS.values()])
+    return full.reshape(-1)[:: max(1, full.size // stored.size)][: stored.size]
 
 
 def limit_of(check: Mapping[str, Any]) -> str:
@@ -137,11 +154,30 @@ def run_check(
     return compare(stored_part, new_part, check, stored_arrays, rows)
 
 
-def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, str, str]]:
-    """Rows (array, passes, largest difference, limit, words) of one case."""
+def cases_of(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, case, arrays) of a file: one, or one for each of its pieces, whose names then lose their prefix."""
     case = json.loads(path.read_text())
     arrays_file = path.with_suffix(".npz")
     arrays = dict(np.load(arrays_file)) if arrays_file.exists() else {}
+    if "pieces" not in case:
+        yield path.stem, case, arrays
+        return
+    for name, piece in case["pieces"].items():
+        own, told = f"{name}/", f"pieces.{name}."
+        checks = {
+            key.removeprefix(own).removeprefix(told): check
+            for key, check in case["checks"].items()
+            if key.startswith((own, told))
+        }
+        inputs = [key.removeprefix(own) for key in case["inputs"] if key.startswith(own)]
+        values = {key.removeprefix(own): value for key, value in arrays.items() if key.startswith(own)}
+        yield f"{path.stem}/{name}", {**piece, "run": case["run"][name], "inputs": inputs, "checks": checks}, values
+
+
+def run_case(
+    case: dict[str, Any], arrays: dict[str, Any], folder: Path, runners: list[Runner]
+) -> list[tuple[str, bool, float, str, str]]:
+    """Rows (array, passes, largest difference, limit, words) of one case."""
     checks = {name: check for name, check in case["checks"].items() if check["role"] == "output"}
     # Besides what it starts from, a case may hold what is put in the place of a run's own values, or helps to read it.
     given = {*case["inputs"], *(name for name, check in case["checks"].items() if check["role"] == "input")}
@@ -149,7 +185,7 @@ def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, 
     try:
         new: dict[str, Any] | None = None
         for runner in runners:
-            new = runner(case, inputs, path.parent)
+            new = runner(case, inputs, folder)
             if new is not None:
                 break
         if new is None:
@@ -168,24 +204,30 @@ def run_case(path: Path, runners: list[Runner]) -> list[tuple[str, bool, float, 
     return rows
 
 
+def show(rows: Iterable[tuple[str, bool, float, str, str]]) -> None:
+    for name, passes, gap, limit, words in rows:
+        print(f"  {'pass' if passes else 'FAIL'}  {name:<60} {gap:<11.3g} {limit:<32} {'' if passes else words}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="only cases whose file name contains this")
     options = parser.parse_args()
-    paths = sorted(path for path in options.folder.glob("case-*.json") if options.only in path.stem)
-    if not paths:
-        parser.error(f"no case-*.json in {options.folder} matches {options.only!r}")
+    paths = sorted((*options.folder.glob("case-*.json"), *options.folder.glob("pieces*.json")))
     runners = [importlib.import_module(name).run for name in RUNNERS]
     passed = total = 0
     for path in paths:
-        began = time.perf_counter()
-        rows = run_case(path, runners)
-        print(f"\n{path.stem}  ({time.perf_counter() - began:.1f} s)")
-        for name, passes, gap, limit, words in rows:
-            print(f"  {'pass' if passes else 'FAIL'}  {name:<60} {gap:<11.3g} {limit:<32} {'' if passes else words}")
-        passed += sum(row[1] for row in rows)
-        total += len(rows)
+        for name, case, arrays in cases_of(path):
+            if options.only in name:
+                began = time.perf_counter()
+                rows = run_case(case, arrays, options.folder, runners)
+                print(f"\n{name}  ({time.perf_counter() - began:.1f} s)")
+                show(rows)
+                passed += sum(row[1] for row in rows)
+                total += len(rows)
+    if total == 0:
+        parser.error(f"no case-*.json or pieces*.json in {options.folder} matches {options.only!r}")
     print(f"\n{passed} of {total} arrays within tolerance")
     return 0 if passed == total else 1
 
