@@ -85,15 +85,17 @@ class Plan:
     """Until this share of the steps: crop side, crops per process."""
     learning_rate: float
     balanced: float
-    """Until this share of the steps small classes are favoured strongly; afterwards the shares of photos count."""
+    """Until this share of the steps small classes are favoured strongly, afterwards by `rarity`."""
+    rarity: float
+    """Exponent on the pixels of a class in the crop, for the chance of each to be drawn. 0: natural shares."""
     centred: float
     """Share of the crops that are centred on a rare class."""
     colour: float
     """Strength of the changes of colour."""
 
 
-FIRST = Plan(((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6)), 3e-3, balanced=0.85, centred=0.5, colour=1.0)
-SECOND = Plan(((1.0, 256, 7),), 1.2e-3, balanced=0.0, centred=0.35, colour=0.6)
+FIRST = Plan(((0.35, 160, 11), (0.8, 224, 8), (1.0, 288, 6)), 3e-3, balanced=0.85, rarity=-0.2, centred=0.5, colour=1.0)
+SECOND = Plan(((1.0, 256, 7),), 1.2e-3, balanced=0.0, rarity=0.0, centred=0.35, colour=0.6)
 """After the first: the tower still underfits its own photos, and sees small classes where there are none."""
 SECOND_ROUNDS = (1800, 5500)
 """The second training is run again from its own end: every round begins with a high learning rate."""
@@ -359,7 +361,7 @@ class DenseStage:
     ) -> tuple[Tensor, Tensor]:
         counts = F.one_hot(rows, 256).sum(1).float()  # [B, 256]
         # A little more of what is small: evenly over the classes, the tower sees signs and poles everywhere.
-        rarity = -0.5 if step < self.plan.balanced * self.total_steps else -0.2
+        rarity = -0.5 if step < self.plan.balanced * self.total_steps else self.plan.rarity
         weight = counts.gather(1, rows).pow(rarity)  # [B, hw]
         weight = weight.masked_fill(rows == self.table.none_row, 0.0) + 0.3 * weight * (rows == self.table.none_row)
         weight = weight.masked_fill(rows == IGNORE, 0.0) + 1e-12
