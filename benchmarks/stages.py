@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +115,10 @@ def measure(name: str, photo: Path, words: int, rounds: int, task: str, device: 
     print(f"\n{model.name}: {photo.name} {picture.rgb.shape[1]} x {picture.rgb.shape[0]}, {words} words, {task}")
 
     def place() -> Images:
-        images = model.canvas([picture])
-        return replace(images, pixels=images.pixels.to(device))
+        return model.canvas([picture]).to(device)
 
     def encode() -> TextBank:
-        bank = text_bank(vocabulary, model.templates, model.text_encoder, model.training_phrases)
-        return TextBank(*(getattr(bank, part.name).to(device) for part in fields(TextBank)))
+        return text_bank(vocabulary, model.templates, model.text_encoder, model.training_phrases).to(device)
 
     with torch.inference_mode():
         text = meter("words (once)", encode)

@@ -6,7 +6,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -204,13 +203,7 @@ class Segmenter:
                 fingerprint=self.model.fingerprint,
                 cache=cache_folder(),
             )
-            bank = replace(
-                rows,
-                query=rows.query.to(self.device),
-                region=rows.region.to(self.device),
-                class_of=rows.class_of.to(self.device),
-                seen=rows.seen.to(self.device),
-            )
+            bank = rows.to(self.device)
         self._banks[vocabulary] = bank
         while len(self._banks) > _REMEMBERED_VOCABULARIES:
             self._banks.popitem(last=False)
@@ -218,8 +211,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _segment(self, photo: Photo, vocabulary: Vocabulary, bank: TextBank, task: Task, least: float) -> Result:
-        images = self.model.canvas([photo])
-        images = replace(images, pixels=images.pixels.to(self.device))
+        images = self.model.canvas([photo]).to(self.device)
         frame = Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
         masks, class_probs, void_prob = self._scored(images, bank, task, frame)
         is_thing = torch.tensor([entry.is_thing for entry in vocabulary.classes], device=self.device)

@@ -13,8 +13,9 @@ D joint image-text width, C feature channels, H W canvas, h w a smaller grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -37,10 +38,23 @@ class Images:
     """Size each picture had in its file: the size of the outputs."""
     given_masks: Tensor | None = None
     """[B, Q, H, W] bool on the canvas: masks that came with the pictures. Only `GivenMasks` reads them."""
+    unscaled: Images | None = None
+    """The same pictures before they were brought to the size of this canvas, for towers that take their view from
+    those; None where there was no such step."""
 
     @property
     def canvas_hw(self) -> Size:
         return (self.pixels.shape[-2], self.pixels.shape[-1])
+
+    def to(self, device: str | torch.device) -> Images:
+        """The same on another device."""
+        masks, unscaled = self.given_masks, self.unscaled
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            given_masks=None if masks is None else masks.to(device),
+            unscaled=None if unscaled is None else unscaled.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,18 @@ class TextBank:
     """[A] int64, non-decreasing: the class of each phrase, 0..K-1, every class at least once."""
     seen: Tensor
     """[K] bool: the class shares a phrase with the model's training vocabulary."""
+    own_class: Tensor | None = None
+    """[N] int64 in 0..K: which class each of the generator's own classes is, K for none of them. Only for generators
+    trained on a fixed list of N classes."""
 
     @property
     def num_classes(self) -> int:
         return len(self.seen)
+
+    def to(self, device: str | torch.device) -> TextBank:
+        """The same on another device."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)
