@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from lexiseg.layers.deformable_attention import DeformableEncoderLayer, sample_by_gather
 from lexiseg.layers.mask_pooling import mask_pool
 from lexiseg.layers.positions import grid_centres, sine_positions
-from lexiseg.layers.text_logits import text_logits
-from lexiseg.proposals.fcclip import MaskedAttentionDecoder, PixelDecoder, QueryText, fcclip_generator
+from lexiseg.layers.text_logits import QueryText, text_logits
+from lexiseg.proposals.fcclip import FCCLIPDecoder, fcclip_generator
+from lexiseg.proposals.mask2former import PixelDecoder
 from lexiseg.train.losses import Criterion, dice_loss, mask_loss
 from lexiseg.train.matcher import Matcher, SegmentTargets, dice_cost, mask_cost
 from lexiseg.train.points import Draw, sample_points, uncertain_points
@@ -111,7 +112,7 @@ def mask_decoder(case: Case, arrays: Arrays) -> Values:
     memories = [torch.from_numpy(arrays[f"memory_{level}"]) for level in range(len(weights["level_embed.weight"]))]
     mask_features = torch.from_numpy(arrays["mask_features"])
     queries, width = weights["query_feat.weight"].shape
-    decoder = MaskedAttentionDecoder(
+    decoder = FCCLIPDecoder(
         joint_width=len(weights["class_embed.layers.2.bias"]),
         width=width,
         mask_width=mask_features.shape[1],

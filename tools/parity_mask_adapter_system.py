@@ -20,7 +20,7 @@ from lexiseg.geometry import resize
 from lexiseg.images import Canvas, Photo, place
 from lexiseg.layers.text_logits import text_logits
 from lexiseg.postprocess import Frame
-from lexiseg.proposals.fcclip import DecoderStep
+from lexiseg.proposals.mask2former import DecoderStep
 from lexiseg.regions.mask_adapter import activation_pool
 from lexiseg.scoring.image_conditioned import ImageConditioned
 from lexiseg.system import System

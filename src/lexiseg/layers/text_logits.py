@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lexiseg.types import TextBank
 
 
 def text_logits(embeds: Tensor, rows: Tensor, class_of: Tensor, num_classes: int, logit_scale: Tensor) -> Tensor:
@@ -30,3 +34,24 @@ def template_mean(rows: Tensor) -> Tensor:
     if rows.shape[1] == 1:
         return rows[:, 0]
     return functional.normalize(rows.mean(dim=1), dim=-1)
+
+
+@dataclass(frozen=True)
+class QueryText:
+    """The text rows that a generator's queries are compared with, void among them."""
+
+    rows: Tensor
+    """[A + 1, D] unit rows, void last."""
+    class_of: Tensor
+    """[A + 1] int64, non-decreasing; void is class K."""
+    num_classes: int
+    """K + 1."""
+
+
+def query_text(text: TextBank, void: Tensor) -> QueryText:
+    """The phrases of `text.query`, templates averaged, and a learned void row [1, D] of any length."""
+    return QueryText(
+        rows=torch.cat((template_mean(text.query), functional.normalize(void, dim=-1))),
+        class_of=torch.cat((text.class_of, text.class_of.new_tensor([text.num_classes]))),
+        num_classes=text.num_classes + 1,
+    )
