@@ -1,15 +1,11 @@
 """Training the small mask generator, and putting an embedded model together, on photos of a few colours."""
 
-import io
-import json
 import random
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
@@ -24,27 +20,7 @@ from lexiseg.train.recipes.tiny_tower import Tower
 from lexiseg.train.segment_targets import NOTHING, SegmentedPhotos, segments_of, targets_of
 from lexiseg.types import Proposals
 from lexiseg.zoo.model_folder import load_folder
-
-THINGS = ("person", "car", "pedestrian")
-
-
-def package(folder: Path, name: str, classes: list[str], ignored: bool = False) -> LabelledPhotos:
-    """A photo of coloured stripes, one per class; with `ignored`, the last stripe has no label."""
-    description: dict[str, object] = {"name": name, "classes": classes, "splits": {"train": ["a"], "val": ["a"]}}
-    if name.startswith("coco"):
-        description |= {"isthing": [c in THINGS for c in classes], "segments": "yes"}
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), 24)[:, None].repeat(160, 1)
-    image = np.random.default_rng(1).integers(0, 255, (len(classes), 3), np.uint8)[labels]
-    regions = labels + np.uint8(1)
-    if ignored:
-        labels = np.where(labels == len(classes) - 1, 255, labels).astype(np.uint8)
-    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-        archive.writestr(f"{name}/dataset.json", json.dumps(description))
-        for kind, values in (("images", image), ("labels", labels), ("segments", regions)):
-            buffer = io.BytesIO()
-            Image.fromarray(values).save(buffer, "JPEG" if kind == "images" else "PNG")
-            archive.writestr(f"{name}/{kind}/a.{'jpg' if kind == 'images' else 'png'}", buffer.getvalue())
-    return LabelledPhotos(folder / f"{name}.zip")
+from tests.train.recipes.stripes import package
 
 
 @pytest.fixture
@@ -127,7 +103,7 @@ def test_a_step_trains_the_generator_alone(tmp_path: Path, street: LabelledPhoto
     system = tiny_generator.build(tower_run)
     encoder, generator = tiny_generator.freeze_all_but_generator(system)
     cutouts = sources[1].cutouts({"person", "car"})
-    assert len(cutouts) == 2
+    assert len(cutouts) == 4  # two things in two photos
     for weights in ([1.0, 0.0], [0.0, 1.0]):
         names, phases = some_names(), ((1.0, 64, 2),)
         stage = GeneratorStage(encoder, generator, sources, weights, cutouts, lexicon, names, 10, phases)

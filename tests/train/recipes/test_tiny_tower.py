@@ -1,16 +1,13 @@
 """Training the image tower, on photos of a few colours."""
 
-import io
 import json
 import random
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from lexiseg.data.packages import LabelledPhotos
@@ -19,28 +16,9 @@ from lexiseg.train.loop import RunState, run
 from lexiseg.train.recipes import tiny_tower
 from lexiseg.train.recipes.tiny_clip import CONFIG, write
 from lexiseg.train.recipes.tiny_tower import DenseStage, LabelTable, Photos, Tower, build_table, label_losses
+from tests.train.recipes.stripes import package
 
 COCO = ["person", "car", "door", "window", "sky", "building", "tree"]
-
-
-def package(folder: Path, name: str, classes: list[str], ignored: bool = False) -> LabelledPhotos:
-    """Two photos of coloured stripes, one per class; with `ignored`, the last stripe has no label."""
-    description: dict[str, object] = {"name": name, "classes": classes, "splits": {"train": ["a", "b"]}}
-    if name.startswith("coco"):
-        description |= {"isthing": [c in ("person", "car") for c in classes], "segments": "yes"}
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint8), 24)[:, None].repeat(160, 1)
-    image = np.random.default_rng(1).integers(0, 255, (len(classes), 3), np.uint8)[labels]
-    regions = labels + np.uint8(1)
-    if ignored:
-        labels = np.where(labels == len(classes) - 1, 255, labels).astype(np.uint8)
-    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-        archive.writestr(f"{name}/dataset.json", json.dumps(description))
-        for id in ("a", "b"):
-            for kind, values in (("images", image), ("labels", labels), ("segments", regions)):
-                buffer = io.BytesIO()
-                Image.fromarray(values).save(buffer, "JPEG" if kind == "images" else "PNG")
-                archive.writestr(f"{name}/{kind}/{id}.{'jpg' if kind == 'images' else 'png'}", buffer.getvalue())
-    return LabelledPhotos(folder / f"{name}.zip")
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ SIZES = {
     "heads": 4,
     "points": 2,
 }
+STEPS = 6000
 LEARNING_RATE = 1e-3
 PHASES = ((0.8, 256, 4), (1.0, 352, 2))
 SCALES = (0.5, 1.3)
@@ -169,7 +170,7 @@ def train(
     tower: Path,
     names: Path,
     mixture: dict[str, float] = STREET,
-    steps: int = 4000,
+    steps: int = STEPS,
     processes: int = 2,
     deadline: float | None = None,
 ) -> bool:

@@ -33,6 +33,7 @@ from lexiseg.train.loop import RunState, is_complete, launch, run
 from lexiseg.train.recipes.tiny_clip import CONFIG, averaged_weights
 from lexiseg.vocabulary import TEMPLATES
 
+STEPS = 3600
 TEMPLATE_SET = "fcclip14"
 COMMON_WORDS = 4000
 ADJECTIVES = """
@@ -225,7 +226,7 @@ def work(out: Path, steps: int, batch: int, deadline: float | None) -> None:
         write_names(out)
 
 
-def train(out: Path, steps: int = 3600, batch: int = 384, deadline: float | None = None) -> bool:
+def train(out: Path, steps: int = STEPS, batch: int = 384, deadline: float | None = None) -> bool:
     """Distil, or go on distilling, in `out`; at the end the name vectors are in out/names. Returns whether it is."""
     launch(work, 1, out, out, steps, batch, deadline)
     return is_complete(out, steps)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lexiseg.clip.open_clip import build_image_tower
-from lexiseg.clip.trunk import CLIP_MEAN, CLIP_STD
+from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.data.packages import LabelledPhotos
 from lexiseg.train.augment import FILL, Cutout, crop_matrix, cut_out, paint_openings, paste, recolour, warp
 from lexiseg.train.lexicon import Lexicon, load_lexicon
@@ -71,6 +71,7 @@ PASTED = {
     *("suitcase", "skateboard"),
 }
 """Things of COCO that are pasted into other photos: what may stand about in a street or a meadow."""
+STEPS = 10600
 UNSEEN_SHARE = 0.08
 """Of the concepts without pixels, in the label set of a crop: the word "lake" must not be true of a tree."""
 PIXELS = 512
@@ -436,7 +437,7 @@ def train(
     names: Path,
     mixture: dict[str, float] = STREET,
     start: Path | None = None,
-    steps: int = 10600,
+    steps: int = STEPS,
     processes: int = 2,
     deadline: float | None = None,
 ) -> bool:
