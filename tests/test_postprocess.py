@@ -133,3 +133,98 @@ def test_instances_rank_pairs_and_drop_stuff_after_the_selection(strips: None) -
 def test_instances_clamp_the_number_of_pairs() -> None:
     mask_logits, probs = random_case(queries=2, classes=2)
     assert len(postprocess.instances(mask_logits, probs[:, :-1], FRAMES[1], top=100).segments) == 4
+
+
+def blocks(*columns: tuple[int, int]) -> Tensor:
+    """Hard masks on a grid of 4 x 10: those columns, from the first to before the second."""
+    masks = torch.zeros(len(columns), 4, 10, dtype=torch.bool)
+    for mask, (first, last) in zip(masks, columns, strict=True):
+        mask[:, first:last] = True
+    return masks
+
+
+GRID = Frame((4, 10), (4, 10), (4, 10))
+
+
+def test_hard_masks_stand_for_themselves(strips: None) -> None:
+    masks, probs = blocks((0, 3), (3, 4), (6, 10)), torch.eye(3)
+    labels = postprocess.semantic(masks, probs, GRID, least_cover=0.5).labels
+    assert labels[0].tolist() == [0, 0, 0, 1, -1, -1, 2, 2, 2, 2]
+    for segment, mask in zip(postprocess.semantic(masks, probs, GRID, least_cover=0.5).segments, masks, strict=True):
+        assert (segment.area, segment.score) == (int(mask.sum()), 1.0)
+    with pytest.raises(ValueError, match=r"hard masks of \[4, 10\] on an output of \[8, 20\]"):
+        postprocess.semantic(masks, probs, Frame((4, 10), (4, 10), (8, 20)))
+
+
+def test_a_pixel_far_from_every_mask_has_no_class(strips: None) -> None:
+    logits = torch.tensor([9.0, 9, 9, -2, -9, -9, -9, -9, -1, 9]).expand(1, 4, 10)
+    probs = torch.tensor([[0.3, 0.7]])
+    assert (
+        postprocess.semantic(logits, probs, GRID, least_cover=0.05).labels[2].tolist() == [1] * 4 + [-1] * 4 + [1] * 2
+    )
+    assert postprocess.semantic(logits, probs, GRID).labels.unique().tolist() == [1]
+    nothing = postprocess.semantic(logits[:0], probs[:0], GRID, least_cover=0.05)
+    assert nothing.labels.unique().tolist() == [-1] and nothing.segments == ()
+
+
+def by_score(masks: Tensor, probs: list[list[float]], is_thing: list[bool], overlap: float = 0.5) -> list[list[int]]:
+    """The first row of the map, and the proposal, class and area of every segment."""
+    scores = torch.tensor(probs)
+    found = postprocess.panoptic_by_score(
+        masks, scores, 1 - scores.sum(1), torch.tensor(is_thing), GRID, overlap_threshold=overlap
+    )
+    assert [s.area for s in found.segments] == [int((found.ids == i + 1).sum()) for i in range(len(found.segments))]
+    return [found.ids[0].tolist(), *[[s.proposal, s.class_index, s.area] for s in found.segments]]
+
+
+def test_overlapping_masks_are_laid_down_by_score() -> None:
+    window, house, street = (2, 5), (0, 8), (7, 10)
+    masks = blocks(house, window, street)
+    probs = [[0.8, 0.1, 0.1], [0.05, 0.95, 0.0], [0.2, 0.1, 0.7]]
+    assert by_score(masks, probs, [True] * 3) == [[2, 2, 1, 1, 1, 2, 2, 2, 3, 3], [1, 1, 12], [0, 0, 20], [2, 2, 8]]
+    # The rule for competing masks leaves a hole where the house was: it lost more than a fifth to its window.
+    scores = torch.tensor(probs)
+    rivals = postprocess.panoptic(masks, scores, 1 - scores.sum(1), torch.tensor([True] * 3), GRID)
+    assert rivals.ids[0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_mask_that_keeps_too_little_gives_way_to_the_next() -> None:
+    masks = blocks((0, 6), (1, 8), (6, 10))  # the second is most of the first again
+    probs = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]
+    assert by_score(masks, probs, [True, True]) == [[1] * 6 + [2] * 4, [0, 0, 24], [2, 1, 16]]
+    assert by_score(masks, probs, [True, True], overlap=0.0)[0] == [1] * 6 + [2] * 2 + [3] * 2
+    assert by_score(blocks((0, 6), (2, 4)), [[0.9, 0.1], [0.8, 0.2]], [True, True], overlap=0.0)[1:] == [[0, 0, 24]]
+
+
+def test_stuff_of_one_class_is_one_segment_and_its_parts_lose_nothing_to_each_other() -> None:
+    masks = blocks((0, 6), (1, 8))
+    probs = [[0.9, 0.1], [0.8, 0.2]]
+    assert by_score(masks, probs, [False, True], overlap=0.9) == [[1] * 8 + [0] * 2, [None, 0, 32]]
+
+
+def test_void_and_weak_masks_are_not_laid_down() -> None:
+    masks, probs = blocks((0, 5), (5, 10)), torch.tensor([[0.4], [0.7]])
+    ids = postprocess.panoptic_by_score(masks, probs, 1 - probs[:, 0], torch.tensor([True]), GRID).ids
+    assert ids[0].tolist() == [0] * 5 + [1] * 5
+    strict = postprocess.panoptic_by_score(masks, probs, torch.zeros(2), torch.tensor([True]), GRID, 0.5)
+    assert strict.ids[0].tolist() == [0] * 5 + [1] * 5
+    assert postprocess.panoptic_by_score(masks[:0], probs[:0], probs[:0, 0], torch.tensor([True]), GRID).segments == ()
+
+
+def test_soft_masks_are_laid_down_as_panoptic_reads_them() -> None:
+    mask_logits, probs = random_case(queries=3, classes=4)
+    frame, is_thing = FRAMES[0], torch.tensor([True] * 4)
+    on = dense_probs(mask_logits, frame, False) >= 0.5
+    found = postprocess.panoptic_by_score(mask_logits, probs[:, :-1], torch.zeros(3), is_thing, frame, 0.0, 0.0)
+    best = found.segments[0].proposal
+    assert torch.equal(found.ids == 1, on[best]) and torch.equal(found.ids > 0, on.any(0))
+
+
+def test_every_mask_is_named_once() -> None:
+    masks = blocks((0, 6), (1, 8), (2, 2), (9, 10))
+    probs = torch.tensor([[0.6, 0.4], [0.2, 0.8], [0.5, 0.5], [0.0, 0.0]])
+    found = postprocess.best_class_each(masks, probs, 1 - probs.sum(1), GRID)
+    assert [(s.proposal, s.class_index, s.area) for s in found.segments] == [(1, 1, 28), (0, 0, 24)]
+    assert torch.equal(found.masks, masks[[1, 0]])
+    assert [s.score for s in found.segments] == pytest.approx([0.8, 0.6])
+    assert postprocess.best_class_each(masks[2:], probs[2:], torch.ones(2), GRID).masks.shape == (0, 4, 10)

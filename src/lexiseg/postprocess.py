@@ -1,7 +1,11 @@
 """Scores and masks to semantic, panoptic and instance output, one image at a time.
 
 Knows no method. Works through the output a few rows at a time, so that memory grows neither with the
-vocabulary nor with the photo. FC-CLIP's released code, which Mask2Former's post-processing stands behind.
+vocabulary nor with the photo. FC-CLIP's released code, which Mask2Former's post-processing stands behind; beside it
+the rules for masks that nobody has told from void, and that may overlap: `panoptic_by_score` and `best_class_each`.
+
+Masks are logits [Q, h, w] on the canvas. Hard masks, bool [Q, H, W] on the grid of the output itself, stand for
+themselves everywhere here: nothing is resized.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, Size
 # Floats held at once for the masks of a strip, and for the class scores of a block of its pixels.
 STRIP_FLOATS = 16_000_000
 BLOCK_FLOATS = 8_000_000
+
+NO_CLASS = -1
+"""The label of a pixel without a class."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,18 @@ def mask_strips(mask_logits: Tensor, frame: Frame, probs_at_canvas: bool) -> Ite
 
     The sigmoid is taken before the second resizing (`probs_at_canvas`) or after it.
     """
+    height, width = frame.output_hw
+    hard = mask_logits.dtype == torch.bool
+    if hard and tuple(mask_logits.shape[-2:]) != frame.output_hw:
+        raise ValueError(f"hard masks of {list(mask_logits.shape[-2:])} on an output of {list(frame.output_hw)}")
     to_canvas = RowResize((mask_logits.shape[-2], mask_logits.shape[-1]), frame.canvas_hw)
     to_output = RowResize(frame.picture_hw, frame.output_hw)
-    height, width = frame.output_hw
-    step = max(1, STRIP_FLOATS // (len(mask_logits) * max(width, frame.canvas_hw[1])))
+    step = max(1, STRIP_FLOATS // max(1, len(mask_logits) * max(width, frame.canvas_hw[1])))
     for start in range(0, height, step):
         stop = min(start + step, height)
+        if hard:
+            yield start, mask_logits[:, start:stop].float()
+            continue
         first, last = to_output.needs(start, stop)
         top, bottom = to_canvas.needs(first, last)
         rows = to_canvas(mask_logits[:, top:bottom], first, last)[..., : frame.picture_hw[1]]
@@ -60,20 +73,27 @@ def semantic_scores(mask_logits: Tensor, class_probs: Tensor, frame: Frame, prob
     return torch.cat(strips, dim=1)
 
 
-def semantic(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool = True) -> SemanticMap:
+def semantic(
+    mask_logits: Tensor,
+    class_probs: Tensor,
+    frame: Frame,
+    probs_at_canvas: bool = True,
+    least_cover: float = 0.0,
+) -> SemanticMap:
     """Every pixel gets the class with the largest sum over proposals of class score times mask probability.
 
     mask_logits [Q, h, w], class_probs [Q, K] in 0..1. Void takes no part. `probs_at_canvas` is the order of
     the published semantic-only settings (sigmoid on the canvas, then resizing); without it the order of the
-    settings with all three outputs (logits resized first). A segment's scores are its mean class scores,
-    normalised over the classes.
+    settings with all three outputs (logits resized first). A pixel that no mask covers with a probability of at least
+    `least_cover` is left without a class; where masks overlap, the sum is their vote. A segment's scores are its mean
+    class scores, normalised over the classes.
     """
     num_classes = class_probs.shape[1]
     height, width = frame.output_hw
     labels = torch.empty(height * width, dtype=torch.long, device=mask_logits.device)
     # Sum of the mask probabilities over the pixels of each class: linear, so the class scores of a whole
     # segment follow from it without ever holding [K, H, W].
-    mass = mask_logits.new_zeros(len(mask_logits), num_classes)
+    mass = class_probs.new_zeros(len(mask_logits), num_classes)
     weights = class_probs.t().contiguous()
     block = max(1, BLOCK_FLOATS // num_classes)
     for start, strip in mask_strips(mask_logits, frame, probs_at_canvas):
@@ -81,9 +101,14 @@ def semantic(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_ca
         for first in range(0, pixels.shape[1], block):
             part = pixels[:, first : first + block]
             best = (weights @ part).argmax(0)
+            if least_cover > 0:
+                covered = _most(part) >= least_cover
+                best[~covered] = NO_CLASS
+                mass.index_add_(1, best[covered], part[:, covered])
+            else:
+                mass.index_add_(1, best, part)
             labels[start * width + first : start * width + first + part.shape[1]] = best
-            mass.index_add_(1, best, part)
-    areas = torch.bincount(labels, minlength=num_classes)
+    areas = torch.bincount(labels[labels != NO_CLASS], minlength=num_classes)
     class_scores = mass.t() @ class_probs  # [class of the segment, K]
     class_scores = class_scores / class_scores.sum(-1, keepdim=True).clamp_min(1e-12)
     segments = tuple(
@@ -91,6 +116,11 @@ def semantic(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_ca
         for k in areas.nonzero().flatten().tolist()
     )
     return SemanticMap(labels=labels.view(height, width), segments=segments)
+
+
+def _most(probs: Tensor) -> Tensor:
+    """The largest probability [P] of any mask in probs [Q, P]; zero where there is no mask at all."""
+    return probs.amax(0) if len(probs) else probs.new_zeros(probs.shape[1])
 
 
 def panoptic(
@@ -177,3 +207,73 @@ def instances(
         for i in order.tolist()
     )
     return InstanceMasks(masks=masks[row[order]], segments=segments)
+
+
+def panoptic_by_score(
+    mask_logits: Tensor,
+    class_probs: Tensor,
+    void_prob: Tensor,
+    is_thing: Tensor,
+    frame: Frame,
+    object_mask_threshold: float = 0.0,
+    overlap_threshold: float = 0.5,
+) -> PanopticMap:
+    """Non-overlapping segments of masks that overlap by their nature: the best score first, each takes what is left.
+
+    The arguments are those of `panoptic`, whose rule is for masks that compete for pixels: there a mask that has lost
+    too much of itself keeps what it won from everybody, and leaves a hole. Here it gives way to the next one (Panoptic
+    Segmentation, arXiv 1801.00868, section 3.3). A mask is kept when the pixels it finds free, or in the hands of the
+    same class of stuff, are at least `overlap_threshold` of its own; one that finds no free pixel is not.
+    """
+    score, label = class_probs.max(1)
+    kept = (score > void_prob) & (score > object_mask_threshold)
+    order = score.argsort(descending=True, stable=True)
+    ids = torch.zeros(frame.output_hw, dtype=torch.int32, device=mask_logits.device)
+    segments: list[Segment] = []
+    stuff: dict[int, int] = {}
+    for query in order[kept[order]].tolist():
+        on = _hard_mask(mask_logits[query], frame)
+        class_index = int(label[query])
+        earlier = stuff.get(class_index)
+        free = on & (ids == 0)
+        area, free_area = int(on.sum()), int(free.sum())
+        own_area = 0 if earlier is None else int((ids[on] == earlier + 1).sum())
+        if free_area == 0 or (free_area + own_area) / area < overlap_threshold:
+            continue
+        if earlier is not None:
+            merged = segments[earlier]
+            segments[earlier] = Segment(class_index, merged.score, merged.area + free_area, merged.class_scores)
+            ids[free] = earlier + 1
+            continue
+        if not is_thing[class_index]:
+            stuff[class_index] = len(segments)
+        segments.append(Segment(class_index, float(score[query]), free_area, class_probs[query], query))
+        ids[free] = len(segments)
+    return PanopticMap(ids=ids, segments=tuple(segments))
+
+
+def best_class_each(mask_logits: Tensor, class_probs: Tensor, void_prob: Tensor, frame: Frame) -> InstanceMasks:
+    """Every mask with its best class, things and stuff alike, best first: for masks that somebody wants named.
+
+    mask_logits [Q, h, w], class_probs [Q, K], void_prob [Q]. Masks that are void, or empty on the output, are left
+    out. The score is that of the class.
+    """
+    score, label = class_probs.max(1)
+    kept = score > void_prob
+    order = score.argsort(descending=True, stable=True)
+    masks, segments = [], []
+    for query in order[kept[order]].tolist():
+        on = _hard_mask(mask_logits[query], frame)
+        area = int(on.sum())
+        if area:
+            masks.append(on)
+            segments.append(Segment(int(label[query]), float(score[query]), area, class_probs[query], query))
+    none = torch.zeros(0, *frame.output_hw, dtype=torch.bool, device=mask_logits.device)
+    return InstanceMasks(masks=torch.stack(masks) if masks else none, segments=tuple(segments))
+
+
+def _hard_mask(mask_logits: Tensor, frame: Frame) -> Tensor:
+    """mask_logits [h, w] -> bool [H, W]: where the mask is on."""
+    if mask_logits.dtype == torch.bool:
+        return mask_logits
+    return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, probs_at_canvas=False)])

@@ -137,14 +137,16 @@ class Segment:
     """Pixels."""
     class_scores: Tensor
     """[K] in 0..1: how the region scored against every class."""
+    proposal: int | None = None
+    """The row of the proposal it is, where that is a single one and the rule tells."""
 
 
 @dataclass(frozen=True)
 class SemanticMap:
-    """Every pixel has a class."""
+    """A class for every pixel."""
 
     labels: Tensor
-    """[H, W] int64 class indices."""
+    """[H, W] int64 class indices; -1 where no mask lies, under rules that leave such pixels without a class."""
     segments: tuple[Segment, ...]
     """One per class that occurs, in order of class index."""
 
