@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lexiseg.clip.open_clip import build_image_tower, build_text_encoder, clip_config
-from lexiseg.clip.trunk import CLIP_MEAN, CLIP_STD
+from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.types import Images
 
 TEXT = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 100, "context_length": 8}

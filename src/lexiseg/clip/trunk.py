@@ -7,11 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD, Colour, normalise
 from lexiseg.types import Images
-
-# CLIP's constants for photos in 0..255, in the digits the released systems were scored with.
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 
 
 class Trunk(nn.Module):
@@ -28,8 +25,8 @@ class Trunk(nn.Module):
         dense_channels: int,
         *,
         frozen: bool = True,
-        mean: tuple[float, float, float] = CLIP_MEAN,
-        std: tuple[float, float, float] = CLIP_STD,
+        mean: Colour = CLIP_MEAN,
+        std: Colour = CLIP_STD,
     ) -> None:
         """trunk: a module of open_clip or timm. channels: of the four maps. dense_channels: of the map that CLIP pools.
         mean, std: for RGB in 0..255."""
@@ -49,18 +46,6 @@ class Trunk(nn.Module):
         return super().train(mode and not self.frozen)
 
     def normalise(self, images: Images) -> Tensor:
-        """[B, 3, H, W] as the trunk wants it: normalised, in its precision, exactly zero in the padding.
-
-        Padding comes after normalisation. The padded canvas takes part in everything, so its value matters.
-        """
-        pixels = images.pixels
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        out = (pixels - mean) / std
-        height, width = images.canvas_hw
-        for index, (h, w) in enumerate(images.sizes_hw):
-            if h < height:
-                out[index, :, h:] = 0
-            if w < width:
-                out[index, :, :, w:] = 0
+        """[B, 3, H, W] as the trunk wants it: normalised, in its precision, exactly zero in the padding."""
         dtype = next(self.trunk.parameters()).dtype
-        return out.to(dtype).contiguous(memory_format=torch.channels_last)
+        return normalise(images, self.mean, self.std).to(dtype).contiguous(memory_format=torch.channels_last)
