@@ -2,7 +2,7 @@
 
     python benchmarks/skipping.py MODEL DATA [--photos 50] [--split test] [--edge PIXELS]
 
-MODEL: a folder or name of a model with a Mask-Adapter. DATA: labelled photos, a folder or a zip with dataset.json; their
+MODEL: a folder or name of a model with a Mask-Adapter. DATA: labelled photos, a folder or a zip with dataset.json, whose
 classes are the words. Every photo is segmented with and without skipping, for all three tasks. A row per task: photos
 whose results differ, pixels that differ, the share of the proposals that was computed, and the time with skipping over
 the time without. Exit status 1 if any result differs.
@@ -30,6 +30,8 @@ from lexiseg.zoo.loading import load
 
 @dataclass
 class Tally:
+    """What was counted for one task, over all photos."""
+
     photos: int = 0
     different: int = 0
     pixels: int = 0
