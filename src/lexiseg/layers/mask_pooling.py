@@ -1,4 +1,4 @@
-"""Mean of a map inside hard masks."""
+"""Mean of a map inside masks, hard or soft."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def mean_inside(features: Tensor, inside: Tensor) -> Tensor:
     weights = inside.flatten(2).to(features.dtype)  # [B, Q, hw]
     total = torch.bmm(weights, features.flatten(2).transpose(1, 2))  # [B, Q, C]
     return total / (weights.sum(dim=-1, keepdim=True) + 1e-8)  # the released models were scored with 1e-8
+
+
+def soft_mean(features: Tensor, weights: Tensor) -> Tensor:
+    """features [B, C, h, w], weights [B, Q, h, w] in 0..1 -> [B, Q, C], zero where a mask is empty.
+
+    MaskCLIP++: the mean under a soft mask, which divides by area + 1e-6.
+    """
+    flat = weights.flatten(2).to(features)
+    return (flat @ features.flatten(2).transpose(1, 2)) / (flat.sum(dim=-1, keepdim=True) + 1e-6)
 
 
 def mask_pool(features: Tensor, mask_logits: Tensor) -> Tensor:

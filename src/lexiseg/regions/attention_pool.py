@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lexiseg.geometry import resize
 from lexiseg.layers.mask_pooling import inside_masks
-from lexiseg.types import Features, Images, Regions
+from lexiseg.types import Features, Images, Regions, Size
 
 
 class MaskedAttention2d(nn.Module):
@@ -35,10 +35,15 @@ class MaskedAttention2d(nn.Module):
 
     def forward(self, features: Tensor, inside: Tensor) -> Tensor:
         """features [B, C, h, w], inside bool [B, Q, h, w] -> [B, Q, D]. An empty mask looks everywhere."""
-        h, w = features.shape[-2:]
-        grid = self.positional_embedding[1:].T.unflatten(1, (self.grid_size, self.grid_size))[None]
-        positions = resize(grid, (h, w))  # [1, C, h, w]
-        tokens = (features + positions).flatten(2).transpose(1, 2)  # [B, N, C]
+        allowed = inside.flatten(2)  # [B, Q, N]
+        # A softmax over nothing is NaN, which would spread through gradients and sums even where `valid` is false.
+        allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
+        bias = torch.zeros(1, dtype=features.dtype, device=features.device).where(allowed, -torch.inf)
+        return self.attend(features, bias[:, None])
+
+    def attend(self, features: Tensor, bias: Tensor) -> Tensor:
+        """features [B, C, h, w], bias added to the scores [B, heads or 1, Q, h w] -> [B, Q, D]."""
+        tokens = (features + self.positions((features.shape[-2], features.shape[-1]))).flatten(2).transpose(1, 2)
         whole = features.mean((-2, -1)) + self.positional_embedding[0]  # [B, C]
 
         query = self.q_proj(whole).unflatten(-1, (self.num_heads, -1))  # [B, heads, d]
@@ -46,13 +51,16 @@ class MaskedAttention2d(nn.Module):
         value = self.v_proj(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, d]
         # One query per image: its similarities are computed once, only the softmax differs from mask to mask.
         scores = torch.einsum("bhd,bnhd->bhn", query * query.shape[-1] ** -0.5, key)
+        weights = (scores[:, :, None] + bias).softmax(dim=-1)  # [B, heads, Q, N]
+        return self.c_proj((weights @ value).transpose(1, 2).flatten(2))
 
-        allowed = inside.flatten(2)  # [B, Q, N]
-        # A softmax over nothing is NaN, which would spread through gradients and sums even where `valid` is false.
-        allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
-        weights = scores[:, :, None].masked_fill(~allowed[:, None], -torch.inf).softmax(dim=-1)  # [B, heads, Q, N]
-        pooled = (weights @ value).transpose(1, 2).flatten(2)  # [B, Q, C]
-        return self.c_proj(pooled)
+    def positions(self, size_hw: Size) -> Tensor:
+        """The learned positions [1, C, h, w] of a map of any size."""
+        return resize(self._grid(), size_hw)
+
+    def _grid(self) -> Tensor:
+        """The positions as they were trained, [1, C, grid_size, grid_size]."""
+        return self.positional_embedding[1:].T.unflatten(1, (self.grid_size, self.grid_size))[None]
 
 
 class AttentionPool(nn.Module):
