@@ -43,11 +43,11 @@ def timm_maps(swin: Swin, window: int, pixels: torch.Tensor) -> list[torch.Tenso
 
 
 @torch.no_grad()
-def test_equals_timm_at_sizes_that_fill_no_window() -> None:
-    """Sides of 20 x 28 down to 3 x 4 positions with windows of 3: padding, shifts and odd merges."""
-    swin = build(3)
-    pixels = torch.randn(2, 3, 80, 112)
-    expected = timm_maps(swin, 3, pixels)
+def test_equals_timm_where_windows_are_full() -> None:
+    """Where they are not, timm rolls a map before it fills the windows, and the released models after it."""
+    swin = build(2)
+    pixels = torch.randn(2, 3, 64, 128)
+    expected = timm_maps(swin, 2, pixels)
     for found, oracle in zip(swin.maps(pixels).maps, expected, strict=True):
         torch.testing.assert_close(found, oracle, rtol=1e-4, atol=1e-4)
 
@@ -84,6 +84,18 @@ def test_a_map_of_one_window_is_shifted_too() -> None:
     shifted.load_state_dict(plain.state_dict())
     mask = shift_mask(5, 5, 5, tokens.device)
     assert not torch.allclose(plain(tokens, mask), shifted(tokens, mask))
+
+
+@torch.no_grad()
+def test_windows_are_filled_before_they_are_rolled() -> None:
+    """A map of 2 x 3 positions in windows of 2: the last column shares a window with the one that fills."""
+    swin = build(2)
+    tokens = torch.randn(1, 2, 3, WIDTH)
+    block = swin.layers[0].blocks[1]
+    filled = torch.nn.functional.pad(tokens, (0, 0, 0, 1)).roll((-1, -1), dims=(1, 2))
+    windows = block.attn(to_windows(filled, 2), shift_mask(2, 4, 2, tokens.device))
+    expected = from_windows(windows, 2, 2, 4).roll((1, 1), dims=(1, 2))[:, :, :3]
+    torch.testing.assert_close(block.attend(tokens, shift_mask(2, 4, 2, tokens.device)), expected)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Swin Transformer: the backbone of Mask2Former's large models and of the large OVSeg model.
 
 Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (arXiv 2103.14030). Written out: the versions in
-timm and torchvision are for classification. They leave the shift out where a map is no larger than a window, which
-these models do not, have no norm on the maps of a stage, and other names; what would be left of them is less than this.
+timm and torchvision are for classification. timm rolls a map before it fills the last windows, these models after it;
+torchvision leaves the shift out where a map is no larger than a window; neither has a norm on the maps of a stage.
 
 Tensor names are those of the released checkpoints below `backbone.`, without `attn.relative_position_index`, which
 follows from the size of the window:
