@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lexiseg.data.packages import LabelledPhotos
+from lexiseg.metrics.bootstrap import drawn_times, interval
 from lexiseg.metrics.semantic import (
     MEAN_RULES,
     MeanRule,
@@ -32,8 +33,8 @@ from lexiseg.metrics.semantic import (
     harmonic_mean,
     mean_accuracy,
     mean_iou,
-    mean_iou_interval,
     pixel_accuracy,
+    resampled_mean_iou,
 )
 from lexiseg.segmenter import Segmenter, Words
 from lexiseg.vocabulary import Vocabulary, VocabularyClass
@@ -282,6 +283,7 @@ def _evaluation(
     seen = None if training_phrases is None else torch.tensor(vocabulary.seen(training_phrases))
     _, true, predicted = class_counts(counts).double() / counts.sum()
     iou, accuracy = class_iou(counts).tolist(), class_accuracy(counts).tolist()
+    times = drawn_times(len(pictures))
     return Evaluation(
         model=model,
         data=data.name,
@@ -301,7 +303,7 @@ def _evaluation(
             for k, name in enumerate(data.classes)
         ),
         miou={rule: mean_iou(counts, rule) for rule in MEAN_RULES},
-        miou_interval={rule: mean_iou_interval(pictures, rule) for rule in MEAN_RULES},
+        miou_interval={rule: interval(resampled_mean_iou(pictures, rule, times)) for rule in MEAN_RULES},
         miou_seen=math.nan if seen is None else mean_iou(counts, "gt", seen),
         miou_unseen=math.nan if seen is None else mean_iou(counts, "gt", ~seen),
         mean_accuracy=mean_accuracy(counts),

@@ -1,11 +1,13 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lexiseg.metrics.bootstrap import drawn_times, interval
 from lexiseg.metrics.semantic import (
     SemanticConfusion,
     class_accuracy,
@@ -16,8 +18,8 @@ from lexiseg.metrics.semantic import (
     harmonic_mean,
     mean_accuracy,
     mean_iou,
-    mean_iou_interval,
     pixel_accuracy,
+    resampled_mean_iou,
 )
 
 # Class 2 is predicted but never true, class 3 is neither.
@@ -86,10 +88,28 @@ def test_interval() -> None:
     counts = [confusion_matrix(*pair, 6) for pair in zip(prediction, truth, strict=True)]
     pictures = torch.stack([class_counts(matrix) for matrix in counts])
     for rule in ("gt", "gt_or_pred"):
-        low, high = mean_iou_interval(pictures, rule)
+        low, high = interval(resampled_mean_iou(pictures, rule, drawn_times(40)))
         mean = mean_iou(torch.stack(counts).sum(0), rule)
         assert low < mean < high < low + 0.25
-        assert mean_iou_interval(pictures[:1], rule) == pytest.approx((mean_iou(counts[0], rule),) * 2)
+        single = resampled_mean_iou(pictures[:1], rule, drawn_times(1))
+        assert interval(single) == pytest.approx((mean_iou(counts[0], rule),) * 2)
+
+
+def test_large_picture_with_many_classes() -> None:
+    """Twelve megapixels and 847 classes: counted in blocks, equal to counting pixel by pixel."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 847, (2, 30, 40), generator=generator)
+    prediction, truth = coarse.repeat_interleave(100, 1).repeat_interleave(100, 2)
+    truth = truth.numpy().astype(np.uint16)
+    truth[:150] = 65535
+    start = time.process_time()
+    counts = confusion_matrix(prediction, torch.from_numpy(truth), 847, ignore=65535)
+    assert time.process_time() - start < 0.8
+    expected = torch.zeros(847, 847, dtype=torch.int64)
+    for row in range(1, 30):
+        for column in range(40):
+            expected[coarse[0, row, column], coarse[1, row, column]] += 5000 if row == 1 else 10000
+    assert torch.equal(counts, expected)
 
 
 @pytest.mark.parametrize(
