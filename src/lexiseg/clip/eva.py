@@ -40,7 +40,8 @@ class EvaTrunk(Trunk):
         # Neither is in any checkpoint: what they hold is computed here, and a model built on the meta device has none.
         trunk.rope = None  # type: ignore[assignment]
         for block in trunk.blocks:
-            setattr(block.attn, "k_bias", None)
+            own: Any = block.attn
+            own.k_bias = None
         super().__init__(trunk, (), trunk.embed_dim, **options)
 
     @property

@@ -10,11 +10,13 @@ from torch.nn import functional
 class MultiheadAttention(nn.Module):
     """`nn.MultiheadAttention` with the same parameters, batch first, never materialising its weights."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        """dropout: of the attention weights, in training."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads = heads
+        self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -34,8 +36,9 @@ class MultiheadAttention(nn.Module):
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         mask = None if visible is None else visible[:, None]
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, heads, Q, dim]
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))  # [B, heads, Q, dim] -> [B, Q, width]
 
 
 class CrossAttentionBlock(nn.Module):

@@ -22,7 +22,12 @@ def text_logits(embeds: Tensor, rows: Tensor, class_of: Tensor, num_classes: int
     least one row; a void row is one more class for this function.
     """
     scores = logit_scale.exp().clamp(max=100.0) * functional.normalize(embeds, dim=-1) @ rows.mT  # [..., A]
-    if rows.shape[-2] == num_classes:  # one phrase per class: the columns are the classes
+    return best_of_phrases(scores, class_of, num_classes)
+
+
+def best_of_phrases(scores: Tensor, class_of: Tensor, num_classes: int) -> Tensor:
+    """scores [..., A], class_of [A] -> [..., num_classes]: of each class the score of its best phrase."""
+    if scores.shape[-1] == num_classes:  # one phrase per class: the columns are the classes
         return scores
     index = class_of.expand_as(scores)
     best = scores.new_full((*scores.shape[:-1], num_classes), -torch.inf)

@@ -23,30 +23,36 @@ class GeometricEnsemble(nn.Module):
     FC-CLIP, section 3.2 (its released code takes logs and normalises over the classes again, so these are
     renormalised geometric means). `alpha` weighs CLIP for classes seen in training, `beta` for the others.
     With `only_valid`, a proposal that covers no position of CLIP's map is left to the generator alone:
-    needed by towers whose pooling is undefined for an empty mask (the CLIP ResNets).
+    needed by towers whose pooling is undefined for an empty mask (the CLIP ResNets). `floor` is added to the mean
+    before it is normalised (MaskCLIP++: 1e-8).
     """
 
-    def __init__(self, alpha: float, beta: float, only_valid: bool = False) -> None:
+    def __init__(self, alpha: float, beta: float, only_valid: bool = False, floor: float = 0.0) -> None:
         super().__init__()
         self.alpha = alpha
         self.beta = beta
         self.only_valid = only_valid
+        self.floor = floor
 
     def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
         """region_logits [B, Q, K], valid [B, Q] -> Scores. Proposals must carry class logits [B, Q, K + 1]."""
         if proposals.class_logits is None:
             raise ValueError("GeometricEnsemble needs a generator with class scores; use RegionOnly for this one")
         inner = proposals.class_logits[..., :-1].log_softmax(-1)
-        outer = region_logits.log_softmax(-1)
-        weight = torch.where(text.seen, self.alpha, self.beta).to(inner)  # [K]
-        mixed = (1 - weight) * inner + weight * outer
-        # Selected, not multiplied: what an empty mask leaves in `outer` may be NaN, and 0 * NaN is NaN.
+        mixed = self.mean(inner, region_logits.log_softmax(-1), text.seen)
+        # Selected, not multiplied: what an empty mask leaves in CLIP's part may be NaN, and 0 * NaN is NaN.
         if self.only_valid:
             mixed = torch.where(valid[..., None], mixed, inner)
-        if self.alpha == 0 or self.beta == 0:
-            mixed = torch.where(weight == 0, inner, mixed)
         void_prob = proposals.class_logits.softmax(-1)[..., -1]
         return scores_from_probs(mixed.softmax(-1) * (1 - void_prob[..., None]), void_prob)
+
+    def mean(self, inner: Tensor, outer: Tensor, seen: Tensor) -> Tensor:
+        """Log probabilities of the generator and of CLIP [..., K] -> their weighted mean, not normalised."""
+        weight = torch.where(seen, self.alpha, self.beta).to(inner)  # [K]
+        mixed = (1 - weight) * inner + weight * outer
+        if self.alpha == 0 or self.beta == 0:  # 0 * NaN is NaN here too
+            mixed = torch.where(weight == 0, inner, mixed)
+        return torch.logaddexp(mixed, mixed.new_tensor(self.floor).log()) if self.floor else mixed
 
 
 class RegionOnly(nn.Module):
