@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from lexiseg.clip.projection import Projection
 from lexiseg.regions.attention_pool import AttentionPool, MaskedAttention2d
+from lexiseg.regions.grown import GrownUntilSeen, grow
 from lexiseg.regions.mask_adapter import MaskAdapter, MaskAdapterPool
 from lexiseg.regions.mask_pool import MaskPool
 from lexiseg.types import Features, Images
@@ -27,7 +28,11 @@ def mask_adapter() -> MaskAdapterPool:
     return MaskAdapterPool(adapter, Projection(CHANNELS, WIDTH, norm_eps=1e-6, hidden=6))
 
 
-EMBEDDERS = pytest.mark.parametrize("make", [mask_pool, attention_pool, mask_adapter])
+def grown() -> GrownUntilSeen:
+    return GrownUntilSeen(mask_pool())
+
+
+EMBEDDERS = pytest.mark.parametrize("make", [mask_pool, attention_pool, mask_adapter, grown])
 
 
 def images_for(batch: int, h: int = 4, w: int = 6) -> Images:
@@ -156,3 +161,28 @@ def test_the_whole_picture_is_shown_where_it_is_asked_for() -> None:
     torch.testing.assert_close(by_position[1, :, 2, 3], projection(features.dense[1, :, 2, 3]))
     row = features.dense[1].flatten()[15 * CHANNELS : 16 * CHANNELS]  # position 2, 3 of 4 x 6 is the 15th
     torch.testing.assert_close(by_memory[1, :, 2, 3], projection(row))
+
+
+@pytest.mark.parametrize("make", [mask_pool, attention_pool])
+@pytest.mark.parametrize("scale", [8, 32])
+def test_masks_between_the_cells_are_grown_until_they_are_seen(make, scale: int) -> None:
+    """scale: mask cells per cell of the map, 8 for masks at stride 4."""
+    features, mask_logits = example(scale=scale)
+    mask_logits[:, 1:] = -10
+    mask_logits[:, 1, -1, -1] = 10  # one pixel, in a corner of the last cell
+    embedder = make().eval()
+    grown = GrownUntilSeen(embedder)
+    plain, regions = embedder(images_for(2), features, mask_logits), grown(images_for(2), features, mask_logits)
+    assert plain.valid.tolist() == [[True, False, False]] * 2
+    assert regions.valid.tolist() == [[True, True, False]] * 2
+    assert torch.equal(regions.embeds[:, [0, 2]], plain.embeds[:, [0, 2]])
+    last_cell = torch.full_like(mask_logits[:, :1], -10)
+    last_cell[..., -scale:, -scale:] = 10
+    expected = embedder(images_for(2), features, last_cell).embeds[:, 0]
+    torch.testing.assert_close(regions.embeds[:, 1], expected)
+
+
+def test_growing_is_by_the_largest_value_around() -> None:
+    logits = torch.full((1, 1, 7, 9), -3.0)
+    logits[..., 3, 4] = 5
+    assert (grow(logits, 2)[0, 0] == 5).nonzero().tolist() == [[r, c] for r in range(1, 6) for c in range(2, 7)]
