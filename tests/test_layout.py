@@ -16,7 +16,7 @@ DATA = {"types", "geometry"}
 SLOTS = {"backbones", "clip", "proposals", "regions", "scoring"}
 WORDS = {"vocabulary", "text_bank"}
 MODELS = DATA | SLOTS | WORDS | {"layers", "system", "weights", "images", "zoo"}
-FRONT = MODELS | {"postprocess", "selection", "drawing", "results"}
+FRONT = MODELS | {"postprocess", "selection", "drawing", "results", "mask_input"}
 
 # apps -> segmenter, train -> zoo -> slots -> layers -> geometry -> types. A part may import itself and the parts named
 # here, nothing else; a new part of the package is written down here first.
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {"types"},
     "text_bank": {"types", "vocabulary"},
     "images": DATA,
+    "mask_input": DATA | {"images"},
     "layers": DATA,
     **{slot: DATA | {"layers"} for slot in SLOTS},
     "zoo": MODELS,

@@ -181,7 +181,41 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
+def read_label_map(path: str | os.PathLike[str], limits: ImageLimits | None = None) -> np.ndarray:
+    """The numbers of a grey or palette picture, one per pixel and of up to 16 bits: [H, W], nothing turned or scaled.
+
+    A palette picture gives its indices, a black-and-white one bool. Raises ImageError.
+    """
+    limits = limits or ImageLimits()
+    name = check_file(path, limits)
+    with _pillow_limits_off():
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                _check_pixels(name, (image.height, image.width), limits)
+                if image.mode not in ("1", "L", "P", "I;16", "I"):
+                    raise ImageError(
+                        name, f"has colours (mode {image.mode}); a label map is grey or a palette, with 8 or 16 bits"
+                    )
+                return np.array(image)
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError(name, "is not a PNG picture; save the label map as PNG") from None
+        except Exception as error:  # as for photos
+            raise _damaged(name, error) from None
+
+
 def _read_path(path: str | os.PathLike[str], limits: ImageLimits, name: str | None) -> Photo:
+    name = check_file(path, limits, name)
+    try:
+        with open(path, "rb") as file:
+            return Photo(_decode(name, file, limits), name, Path(path))
+    except OSError as error:
+        raise ImageError(name, f"cannot be opened ({_reason(error)}); check the path and its permissions") from None
+
+
+def check_file(path: str | os.PathLike[str], limits: ImageLimits, name: str | None = None) -> str:
+    """What to call a file; raises ImageError where it is none, or larger than `limits.max_bytes`."""
     text = os.fspath(path)
     name = name or text
     if not text:
@@ -199,11 +233,7 @@ def _read_path(path: str | os.PathLike[str], limits: ImageLimits, name: str | No
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(name, "is not a regular file; name an image file")
     _check_bytes(name, status.st_size, limits)
-    try:
-        with open(path, "rb") as file:
-            return Photo(_decode(name, file, limits), name, Path(path))
-    except OSError as error:
-        raise ImageError(name, f"cannot be opened ({_reason(error)}); check the path and its permissions") from None
+    return name
 
 
 def _check_bytes(name: str, size: int, limits: ImageLimits) -> None:
