@@ -17,8 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lexiseg.weights.pickles import PickleRefused, read_pickle
+
 MAX_BYTES = 16 * 2**30
 """Largest checkpoint read unless the caller raises it; the largest published tower here is below 4 GB."""
+
+PYTORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How PyTorch files that are no archives begin; other pickles hold arrays at best."""
 
 TRAINING_KEYS = {"optimizer", "scheduler", "lr_scheduler", "iteration", "trainer", "epoch", "step", "__author__"}
 """What detectron2 and similar trainers put beside the weights."""
@@ -29,10 +34,10 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU, from a safetensors or a PyTorch file.
+    """The tensors of a checkpoint by name, on the CPU, from a safetensors file, a PyTorch file or a pickle of arrays.
 
-    The kind is told by the content, not by the name. PyTorch files are read with `weights_only`, so
-    nothing stored in them is executed; where their format allows it the file is mapped, not copied.
+    The kind is told by the content, not by the name. PyTorch files are read with `weights_only` and pickles by a reader
+    of ours, so nothing stored in them is executed; where its format allows it the file is mapped, not copied.
     A dictionary with the key "model" or "state_dict" is unwrapped, what a trainer stored beside it is
     left out, and a "module." prefix that all names share is removed.
     """
@@ -43,8 +48,10 @@ def read_checkpoint(path: str | Path, max_bytes: int = MAX_BYTES) -> dict[str, T
     # Safetensors first: the length they begin with may happen to look like the start of a pickle.
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
         return read_safetensors(path, max_bytes)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    if start.startswith((b"PK\x03\x04", PYTORCH_START)):
         return _unwrap(path, _read_pytorch(path))
+    if start.startswith(b"\x80"):
+        return _unwrap(path, _read_pickle(path))
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(
             f"{path}: this is a web page, not a checkpoint. The download page was saved instead of the file; "
@@ -152,6 +159,17 @@ def _read_pytorch(path: Path) -> Any:
     except Exception as error:  # a damaged file can fail anywhere in the reader, with any type
         raise CheckpointError(
             f"{path}: damaged or incomplete PyTorch file ({_first_line(error)}). Fetch it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return read_pickle(path)
+    except PickleRefused as error:
+        raise CheckpointError(
+            f"{path}: a pickle that is more than a table of arrays ({_first_line(error)}). It could run code when "
+            "read, so it is refused. If you trust the file, load it where it was made and save only its weights: "
+            'torch.save({"model": model.state_dict()}, "weights.pth")'
         ) from error
 
 
