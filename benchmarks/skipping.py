@@ -2,7 +2,7 @@
 
     python benchmarks/skipping.py MODEL DATA [--photos 50] [--split test] [--edge PIXELS]
 
-MODEL: a folder or name of a model with a Mask-Adapter. DATA: labelled photos, a folder or a zip with dataset.json, whose
+MODEL: folder or name of a model with a Mask-Adapter. DATA: labelled photos, a folder or a zip with dataset.json, whose
 classes are the words. Every photo is segmented with and without skipping, for all three tasks. A row per task: photos
 whose results differ, pixels that differ, the share of the proposals that was computed, and the time with skipping over
 the time without. Exit status 1 if any result differs.
