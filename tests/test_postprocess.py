@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lexiseg import postprocess
 from lexiseg.geometry import resize
-from lexiseg.postprocess import Frame
+from lexiseg.postprocess import Frame, SigmoidAt
 
 FRAMES = [
     Frame((64, 96), (53, 90), (131, 217)),
@@ -22,12 +22,13 @@ def random_case(queries: int = 9, classes: int = 13) -> tuple[Tensor, Tensor]:
     return logits, torch.randn(queries, classes + 1).mul(2).softmax(-1)
 
 
-def dense_probs(mask_logits: Tensor, frame: Frame, probs_at_canvas: bool) -> Tensor:
+def dense_probs(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt) -> Tensor:
     """[Q, H, W]: the whole thing at once, with the framework's interpolation."""
-    masks = resize(mask_logits[None], frame.canvas_hw)
-    masks = masks.sigmoid() if probs_at_canvas else masks
+    masks = mask_logits.sigmoid() if sigmoid_at == "grid" else mask_logits
+    masks = resize(masks[None], frame.canvas_hw)
+    masks = masks.sigmoid() if sigmoid_at == "canvas" else masks
     masks = resize(masks[..., : frame.picture_hw[0], : frame.picture_hw[1]], frame.output_hw)[0]
-    return masks if probs_at_canvas else masks.sigmoid()
+    return masks.sigmoid() if sigmoid_at == "output" else masks
 
 
 @pytest.fixture(params=[1, 500, 16_000_000])
@@ -37,13 +38,16 @@ def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-@pytest.mark.parametrize("probs_at_canvas", [True, False])
-def test_semantic_in_strips_is_the_dense_arg_max(strips: None, frame: Frame, probs_at_canvas: bool) -> None:
-    mask_logits, probs = random_case()
+@pytest.mark.parametrize(("sigmoid_at", "queries"), [("canvas", 9), ("output", 9), ("grid", 9), ("grid", 30)])
+def test_semantic_in_strips_is_the_dense_arg_max(
+    strips: None, frame: Frame, sigmoid_at: SigmoidAt, queries: int
+) -> None:
+    """With more masks than classes, classes are summed up before anything is resized, where that is the same."""
+    mask_logits, probs = random_case(queries)
     class_probs = probs[:, :-1]
-    scores = torch.einsum("qk,qhw->khw", class_probs, dense_probs(mask_logits, frame, probs_at_canvas))
-    result = postprocess.semantic(mask_logits, class_probs, frame, probs_at_canvas)
-    torch.testing.assert_close(postprocess.semantic_scores(mask_logits, class_probs, frame, probs_at_canvas), scores)
+    scores = torch.einsum("qk,qhw->khw", class_probs, dense_probs(mask_logits, frame, sigmoid_at))
+    result = postprocess.semantic(mask_logits, class_probs, frame, sigmoid_at)
+    torch.testing.assert_close(postprocess.semantic_scores(mask_logits, class_probs, frame, sigmoid_at), scores)
     margin = scores.topk(2, dim=0).values.diff(dim=0).abs()[0]
     assert torch.equal(result.labels[margin > 1e-5], scores.argmax(0)[margin > 1e-5])
     assert (margin > 1e-5).float().mean() > 0.99
@@ -84,12 +88,17 @@ def dense_panoptic(
 
 
 @pytest.mark.parametrize("thresholds", [(0.0, 0.8), (0.0, 0.3), (0.3, 0.5), (2.0, 0.8)])
-def test_panoptic_in_strips_is_the_rule_query_by_query(strips: None, thresholds: tuple[float, float]) -> None:
+@pytest.mark.parametrize("sigmoid_at", ["output", "grid"])
+def test_panoptic_in_strips_is_the_rule_query_by_query(
+    strips: None, thresholds: tuple[float, float], sigmoid_at: SigmoidAt
+) -> None:
     mask_logits, probs = random_case(queries=14, classes=4)
     is_thing = [True, False, True, False]
     frame = FRAMES[0]
-    result = postprocess.panoptic(mask_logits, probs[:, :-1], probs[:, -1], torch.tensor(is_thing), frame, *thresholds)
-    ids, classes = dense_panoptic(dense_probs(mask_logits, frame, False), probs, is_thing, *thresholds)
+    result = postprocess.panoptic(
+        mask_logits, probs[:, :-1], probs[:, -1], torch.tensor(is_thing), frame, *thresholds, sigmoid_at
+    )
+    ids, classes = dense_panoptic(dense_probs(mask_logits, frame, sigmoid_at), probs, is_thing, *thresholds)
     assert [segment.class_index for segment in result.segments] == classes
     assert (result.ids == ids).float().mean() > 0.999
     assert [segment.area for segment in result.segments] == [
@@ -110,11 +119,12 @@ def test_panoptic_joins_stuff_and_keeps_things_apart() -> None:
     assert [s.score for s in apart.segments] == pytest.approx([0.9, 0.8])
 
 
-def test_instances_rank_pairs_and_drop_stuff_after_the_selection(strips: None) -> None:
+@pytest.mark.parametrize("sigmoid_at", ["output", "grid"])
+def test_instances_rank_pairs_and_drop_stuff_after_the_selection(strips: None, sigmoid_at: SigmoidAt) -> None:
     mask_logits, probs = random_case(queries=6, classes=3)
     frame = FRAMES[2]
-    masks = dense_probs(mask_logits, frame, False)
-    everything = postprocess.instances(mask_logits, probs[:, :-1], frame, top=10)
+    masks = dense_probs(mask_logits, frame, sigmoid_at)
+    everything = postprocess.instances(mask_logits, probs[:, :-1], frame, top=10, sigmoid_at=sigmoid_at)
     scores = [segment.score for segment in everything.segments]
     assert scores == sorted(scores, reverse=True) and len(scores) == 10
     chosen = probs[:, :-1].flatten().topk(10).indices.tolist()
@@ -214,7 +224,7 @@ def test_void_and_weak_masks_are_not_laid_down() -> None:
 def test_soft_masks_are_laid_down_as_panoptic_reads_them() -> None:
     mask_logits, probs = random_case(queries=3, classes=4)
     frame, is_thing = FRAMES[0], torch.tensor([True] * 4)
-    on = dense_probs(mask_logits, frame, False) >= 0.5
+    on = dense_probs(mask_logits, frame, "output") >= 0.5
     found = postprocess.panoptic_by_score(mask_logits, probs[:, :-1], torch.zeros(3), is_thing, frame, 0.0, 0.0)
     best = found.segments[0].proposal
     assert torch.equal(found.ids == 1, on[best]) and torch.equal(found.ids > 0, on.any(0))

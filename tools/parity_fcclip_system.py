@@ -22,7 +22,7 @@ from lexiseg.clip.trunk import Trunk
 from lexiseg.geometry import fit_short_edge
 from lexiseg.images import Canvas, Photo, place
 from lexiseg.layers.text_logits import text_logits
-from lexiseg.postprocess import Frame
+from lexiseg.postprocess import Frame, SigmoidAt
 from lexiseg.scoring.fusion import GeometricEnsemble
 from lexiseg.system import System
 from lexiseg.train.losses import Criterion
@@ -280,8 +280,8 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
 
     frame = Frame(images.canvas_hw, images.sizes_hw[0], (case["output_height"], case["output_width"]))
     is_thing = things(case, classes.shape[1])
-    for prefix, probs_at_canvas in (("semantic", False), ("semantic_only", True)):
-        maps = semantic_maps(masks, classes, frame, probs_at_canvas)
+    for prefix, sigmoid_at in (("semantic", "output"), ("semantic_only", "canvas")):
+        maps = semantic_maps(masks, classes, frame, sigmoid_at)
         new |= {f"{prefix}_{name}": values for name, values in maps.items()}
     for suffix, overlap in (("", settings["overlap_threshold"]), ("_overlap0", 0.0)):
         result = postprocess.panoptic(
@@ -296,12 +296,12 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> dict[str, Any]:
     return new
 
 
-def semantic_maps(masks: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool) -> dict[str, np.ndarray]:
+def semantic_maps(masks: Tensor, class_probs: Tensor, frame: Frame, sigmoid_at: SigmoidAt) -> dict[str, np.ndarray]:
     """Scores of the classes, their arg-max, and that of the scores without their spatial mean."""
-    per_class = postprocess.semantic_scores(masks, class_probs, frame, probs_at_canvas)
+    per_class = postprocess.semantic_scores(masks, class_probs, frame, sigmoid_at)
     return {
         "scores": per_class.numpy(),
-        "argmax": postprocess.semantic(masks, class_probs, frame, probs_at_canvas).labels.numpy(),
+        "argmax": postprocess.semantic(masks, class_probs, frame, sigmoid_at).labels.numpy(),
         "centred_argmax": (per_class - per_class.mean((-2, -1), keepdim=True)).argmax(0).numpy(),
     }
 

@@ -151,7 +151,7 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> Values:
     new["final_class_log_probs"] = log_probs(scores)[0].numpy()
 
     frame = Frame(images.canvas_hw, images.sizes_hw[0], (case["output_height"], case["output_width"]))
-    maps = semantic_maps(masks, classes, frame, probs_at_canvas=not settings["panoptic_on"])
+    maps = semantic_maps(masks, classes, frame, sigmoid_at="output" if settings["panoptic_on"] else "canvas")
     new |= {f"semantic_{name}": values for name, values in maps.items()}
     if settings["panoptic_on"]:
         is_thing = things(case, classes.shape[1])

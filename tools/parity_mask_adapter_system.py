@@ -132,14 +132,14 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> Values:
         "mask_cls_final": log_probs(scores)[0].numpy(),
     }
     frame = Frame(images.canvas_hw, images.sizes_hw[0], output_hw)
-    at_canvas = not case["panoptic_on"]
+    sigmoid_at = "output" if case["panoptic_on"] else "canvas"
     entering = resize(masks[None], frame.canvas_hw)
-    if not at_canvas:
+    if sigmoid_at == "output":
         height, width = frame.picture_hw
         entering = resize(entering[..., :height, :width], output_hw)
-    per_class = postprocess.semantic_scores(masks, classes, frame, probs_at_canvas=at_canvas)
+    per_class = postprocess.semantic_scores(masks, classes, frame, sigmoid_at)
     tensors |= {"mask_pred_at_semantic_inference": entering[0], "sem_seg": per_class}
-    new["sem_seg_argmax"] = postprocess.semantic(masks, classes, frame, at_canvas).labels.numpy().astype(np.uint8)
+    new["sem_seg_argmax"] = postprocess.semantic(masks, classes, frame, sigmoid_at).labels.numpy().astype(np.uint8)
     if case["panoptic_on"]:
         new |= panoptic_outputs(case, masks, classes, scores.void_prob[0], frame)
     return new | samples(case, tensors)

@@ -10,8 +10,9 @@ themselves everywhere here: nothing is resized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,36 +40,65 @@ class Frame:
     """The size of the output."""
 
 
-def mask_strips(mask_logits: Tensor, frame: Frame, probs_at_canvas: bool) -> Iterator[tuple[int, Tensor]]:
-    """mask_logits [Q, h, w] -> (first row, mask probabilities [Q, n, W]) of successive strips of the output.
+SigmoidAt = Literal["grid", "canvas", "output"]
+"""Where mask logits become probabilities: before any resizing, on the canvas, or after all of it."""
 
-    The sigmoid is taken before the second resizing (`probs_at_canvas`) or after it.
-    """
-    height, width = frame.output_hw
-    hard = mask_logits.dtype == torch.bool
-    if hard and tuple(mask_logits.shape[-2:]) != frame.output_hw:
-        raise ValueError(f"hard masks of {list(mask_logits.shape[-2:])} on an output of {list(frame.output_hw)}")
-    to_canvas = RowResize((mask_logits.shape[-2], mask_logits.shape[-1]), frame.canvas_hw)
+
+def mask_strips(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt) -> Iterator[tuple[int, Tensor]]:
+    """mask_logits [Q, h, w] -> (first row, mask probabilities [Q, n, W]) of successive strips of the output."""
+    if mask_logits.dtype == torch.bool:
+        if tuple(mask_logits.shape[-2:]) != frame.output_hw:
+            shown = f"{list(mask_logits.shape[-2:])} on an output of {list(frame.output_hw)}"
+            raise ValueError(f"hard masks of {shown}")
+        height = frame.output_hw[0]
+        step = _strip_height(mask_logits, frame)
+        for start in range(0, height, step):
+            yield start, mask_logits[:, start : start + step].float()
+    elif sigmoid_at == "grid":
+        yield from _strips(mask_logits.sigmoid(), frame)
+    elif sigmoid_at == "canvas":
+        yield from _strips(mask_logits, frame, between=torch.sigmoid)
+    else:
+        yield from ((start, rows.sigmoid()) for start, rows in _strips(mask_logits, frame))
+
+
+def _strips(
+    maps: Tensor, frame: Frame, between: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> Iterator[tuple[int, Tensor]]:
+    """maps [N, h, w] -> (first row, [N, n, W]) of successive strips of the output; between: applied on the canvas."""
+    to_canvas = RowResize((maps.shape[-2], maps.shape[-1]), frame.canvas_hw)
     to_output = RowResize(frame.picture_hw, frame.output_hw)
-    step = max(1, STRIP_FLOATS // max(1, len(mask_logits) * max(width, frame.canvas_hw[1])))
+    height, step = frame.output_hw[0], _strip_height(maps, frame)
     for start in range(0, height, step):
         stop = min(start + step, height)
-        if hard:
-            yield start, mask_logits[:, start:stop].float()
-            continue
         first, last = to_output.needs(start, stop)
         top, bottom = to_canvas.needs(first, last)
-        rows = to_canvas(mask_logits[:, top:bottom], first, last)[..., : frame.picture_hw[1]]
-        if probs_at_canvas:
-            yield start, to_output(rows.sigmoid(), start, stop)
-        else:
-            yield start, to_output(rows, start, stop).sigmoid()
+        rows = to_canvas(maps[:, top:bottom], first, last)[..., : frame.picture_hw[1]]
+        yield start, to_output(between(rows), start, stop)
 
 
-def semantic_scores(mask_logits: Tensor, class_probs: Tensor, frame: Frame, probs_at_canvas: bool = True) -> Tensor:
+def _strip_height(maps: Tensor, frame: Frame) -> int:
+    return max(1, STRIP_FLOATS // max(1, len(maps) * max(frame.output_hw[1], frame.canvas_hw[1])))
+
+
+def _class_maps(mask_logits: Tensor, class_probs: Tensor, sigmoid_at: SigmoidAt) -> Tensor | None:
+    """Class scores [K, h, w] on the grid of the masks, where summing up first is the same and cheaper.
+
+    It is the same where all that follows the sigmoid is linear, and cheaper where there are fewer classes than masks:
+    then no mask is ever resized.
+    """
+    if sigmoid_at != "grid" or mask_logits.dtype == torch.bool or class_probs.shape[1] >= len(mask_logits):
+        return None
+    return torch.einsum("qk,qhw->khw", class_probs, mask_logits.sigmoid())
+
+
+def semantic_scores(mask_logits: Tensor, class_probs: Tensor, frame: Frame, sigmoid_at: SigmoidAt = "canvas") -> Tensor:
     """Class scores of every pixel [K, H, W]: what `semantic` takes the arg-max of, for small outputs."""
+    maps = _class_maps(mask_logits, class_probs, sigmoid_at)
+    if maps is not None:
+        return torch.cat([scores for _, scores in _strips(maps, frame)], dim=1)
     strips = [
-        torch.einsum("qk,qhw->khw", class_probs, probs) for _, probs in mask_strips(mask_logits, frame, probs_at_canvas)
+        torch.einsum("qk,qhw->khw", class_probs, probs) for _, probs in mask_strips(mask_logits, frame, sigmoid_at)
     ]
     return torch.cat(strips, dim=1)
 
@@ -77,39 +107,40 @@ def semantic(
     mask_logits: Tensor,
     class_probs: Tensor,
     frame: Frame,
-    probs_at_canvas: bool = True,
+    sigmoid_at: SigmoidAt = "canvas",
     least_cover: float = 0.0,
 ) -> SemanticMap:
     """Every pixel gets the class with the largest sum over proposals of class score times mask probability.
 
-    mask_logits [Q, h, w], class_probs [Q, K] in 0..1. Void takes no part. `probs_at_canvas` is the order of
-    the published semantic-only settings (sigmoid on the canvas, then resizing); without it the order of the
-    settings with all three outputs (logits resized first). A pixel that no mask covers with a probability of at least
-    `least_cover` is left without a class; where masks overlap, the sum is their vote. A segment's scores are its mean
-    class scores, normalised over the classes.
+    mask_logits [Q, h, w], class_probs [Q, K] in 0..1. Void takes no part. `sigmoid_at` "canvas" is the order of
+    the published semantic-only settings, "output" that of the settings with all three outputs. A pixel that no mask
+    covers with a probability of at least `least_cover` is left without a class; where masks overlap, the sum is their
+    vote. A segment's scores are its mean class scores, normalised over the classes.
     """
     num_classes = class_probs.shape[1]
     height, width = frame.output_hw
     labels = torch.empty(height * width, dtype=torch.long, device=mask_logits.device)
-    # Sum of the mask probabilities over the pixels of each class: linear, so the class scores of a whole
-    # segment follow from it without ever holding [K, H, W].
-    mass = class_probs.new_zeros(len(mask_logits), num_classes)
+    maps = _class_maps(mask_logits, class_probs, sigmoid_at) if least_cover == 0 else None
+    # Sums over the pixels of each class: of their class scores, or of the mask probabilities, from which the class
+    # scores of a whole segment follow. Either way [K, H, W] is never held.
+    sums = class_probs.new_zeros(num_classes if maps is not None else len(mask_logits), num_classes)
     weights = class_probs.t().contiguous()
     block = max(1, BLOCK_FLOATS // num_classes)
-    for start, strip in mask_strips(mask_logits, frame, probs_at_canvas):
+    strips = mask_strips(mask_logits, frame, sigmoid_at) if maps is None else _strips(maps, frame)
+    for start, strip in strips:
         pixels = strip.flatten(1)
         for first in range(0, pixels.shape[1], block):
             part = pixels[:, first : first + block]
-            best = (weights @ part).argmax(0)
+            best = (part if maps is not None else weights @ part).argmax(0)
             if least_cover > 0:
                 covered = _most(part) >= least_cover
                 best[~covered] = NO_CLASS
-                mass.index_add_(1, best[covered], part[:, covered])
+                sums.index_add_(1, best[covered], part[:, covered])
             else:
-                mass.index_add_(1, best, part)
+                sums.index_add_(1, best, part)
             labels[start * width + first : start * width + first + part.shape[1]] = best
     areas = torch.bincount(labels[labels != NO_CLASS], minlength=num_classes)
-    class_scores = mass.t() @ class_probs  # [class of the segment, K]
+    class_scores = sums.t() if maps is not None else sums.t() @ class_probs  # [class of the segment, K]
     class_scores = class_scores / class_scores.sum(-1, keepdim=True).clamp_min(1e-12)
     segments = tuple(
         Segment(k, float(class_scores[k, k]), int(areas[k]), class_scores[k])
@@ -131,6 +162,7 @@ def panoptic(
     frame: Frame,
     object_mask_threshold: float = 0.0,
     overlap_threshold: float = 0.8,
+    sigmoid_at: SigmoidAt = "output",
 ) -> PanopticMap:
     """Non-overlapping segments: each pixel to the proposal with the largest score times mask probability.
 
@@ -146,7 +178,7 @@ def panoptic(
     inside = torch.zeros(height, width, dtype=torch.bool, device=mask_logits.device)
     own_area = torch.zeros(len(kept), dtype=torch.long, device=mask_logits.device)
     if len(kept) > 0:
-        for start, probs in mask_strips(mask_logits[kept], frame, probs_at_canvas=False):
+        for start, probs in mask_strips(mask_logits[kept], frame, sigmoid_at):
             winner = (score[kept, None, None] * probs).argmax(0)
             on = probs >= 0.5
             owner[start : start + len(winner)] = winner
@@ -177,7 +209,12 @@ def panoptic(
 
 
 def instances(
-    mask_logits: Tensor, class_probs: Tensor, frame: Frame, is_thing: Tensor | None = None, top: int = 100
+    mask_logits: Tensor,
+    class_probs: Tensor,
+    frame: Frame,
+    is_thing: Tensor | None = None,
+    top: int = 100,
+    sigmoid_at: SigmoidAt = "output",
 ) -> InstanceMasks:
     """The `top` best (proposal, class) pairs as scored masks, best first; one proposal may serve several classes.
 
@@ -195,7 +232,7 @@ def instances(
     masks = torch.zeros(len(distinct), height, width, dtype=torch.bool, device=mask_logits.device)
     inside_sum = mask_logits.new_zeros(len(distinct))
     if len(distinct) > 0:
-        for start, probs in mask_strips(mask_logits[distinct], frame, probs_at_canvas=False):
+        for start, probs in mask_strips(mask_logits[distinct], frame, sigmoid_at):
             on = probs > 0.5
             masks[:, start : start + probs.shape[1]] = on
             inside_sum += (probs * on).flatten(1).sum(1)
@@ -276,4 +313,4 @@ def _hard_mask(mask_logits: Tensor, frame: Frame) -> Tensor:
     """mask_logits [h, w] -> bool [H, W]: where the mask is on."""
     if mask_logits.dtype == torch.bool:
         return mask_logits
-    return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, probs_at_canvas=False)])
+    return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, "output")])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lexiseg.postprocess import BLOCK_FLOATS, Frame, mask_strips
+from lexiseg.postprocess import BLOCK_FLOATS, Frame, SigmoidAt, mask_strips
 from lexiseg.regions.mask_adapter import MaskAdapterPool
 from lexiseg.scoring.fusion import GeometricEnsemble, RegionWithVoid
 from lexiseg.system import System
@@ -108,7 +108,7 @@ def for_instances(selector: Selector, top: int = 100) -> Selection:
     return selector.selection()
 
 
-def for_semantic(selector: Selector, frame: Frame, probs_at_canvas: bool = True) -> Selection:
+def for_semantic(selector: Selector, frame: Frame, sigmoid_at: SigmoidAt = "canvas") -> Selection:
     """Proposals enough to tell the best class of every pixel.
 
     What is left out adds at most its bounds times its mask probabilities to any class. Where the best class leads by
@@ -124,19 +124,19 @@ def for_semantic(selector: Selector, frame: Frame, probs_at_canvas: bool = True)
             break
         step = max(STEP, len(left) // 4)
         selector.score(left[shares[left].topk(min(step, len(left))).indices])
-        shares = _uncertain_shares(selector, frame, probs_at_canvas, uncertain)
+        shares = _uncertain_shares(selector, frame, sigmoid_at, uncertain)
         if not uncertain.any():
             break
     return selector.selection()
 
 
-def _uncertain_shares(selector: Selector, frame: Frame, probs_at_canvas: bool, uncertain: Tensor) -> Tensor:
+def _uncertain_shares(selector: Selector, frame: Frame, sigmoid_at: SigmoidAt, uncertain: Tensor) -> Tensor:
     """[Q]: the bound of each proposal summed over the pixels that stay uncertain; `uncertain` [H, W] is updated."""
     weights = selector.class_probs.T.contiguous()  # [K, Q], zero for what is left out
     left = torch.where(selector.done, 0.0, selector.bounds)
     shares = torch.zeros_like(left)
     block = max(1, BLOCK_FLOATS // len(weights))
-    for start, strip in mask_strips(selector.masks, frame, probs_at_canvas):
+    for start, strip in mask_strips(selector.masks, frame, sigmoid_at):
         rows = uncertain[start : start + strip.shape[1]]  # a view
         pixels = strip[:, rows]  # [Q, P]
         open_pixels = torch.zeros(pixels.shape[1], dtype=torch.bool, device=pixels.device)
