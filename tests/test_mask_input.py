@@ -85,7 +85,8 @@ def test_a_palette_picture_gives_its_indices(tmp_path: Path) -> None:
     picture = Image.fromarray(label_map()).convert("P")
     picture.putpalette([200, 10, 30] * 256)
     picture.save(tmp_path / "p.png")
-    assert Image.open(tmp_path / "p.png").mode == "P"
+    with Image.open(tmp_path / "p.png") as saved:
+        assert saved.mode == "P"
     check(read_masks(tmp_path / "p.png", PHOTO), (7, 12, 200))
 
 

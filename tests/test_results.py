@@ -215,3 +215,30 @@ def test_photo_with_nothing_found() -> None:
 def test_packed_masks(share: float) -> None:
     mask = np.random.default_rng(1).random((9, 13)) < share
     assert np.array_equal(PackedMask.pack(mask).unpack(), mask)
+
+
+def test_pixels_without_a_class(tmp_path: Path) -> None:
+    labels = torch.full((12, 16), -1)
+    labels[6:, 4:9] = 2
+    result = make_result(SemanticMap(labels, (segment(2, 0.7, 30),)), WORDS, photo(), "a.jpg")
+    assert result.shares == {"tree": 30 / 192}
+    assert set(np.unique(result.labels_png())) == {2, 255}
+    picture, info = result.to_panoptic_png()
+    assert set(np.unique(np.array(picture)[..., 0])) == {0, 3} and [entry["id"] for entry in info] == [3]
+    # Drawn as the photo itself, where a result that gives every pixel a class is drawn all over.
+    drawn = np.array(result.overlay().resize((16, 12), Image.Resampling.NEAREST))
+    plain = np.array(result.overlay(opacity=0).resize((16, 12), Image.Resampling.NEAREST))
+    assert np.array_equal(drawn[:4], plain[:4]) and not np.array_equal(drawn[7:11, 5:8], plain[7:11, 5:8])
+    result.save(tmp_path)
+    with Image.open(tmp_path / "a.labels.png") as saved:
+        assert saved.getextrema() == (2, 255)
+
+
+def test_segments_tell_which_of_the_given_masks_they_are() -> None:
+    masks = torch.ones(2, 12, 16, dtype=torch.bool)
+    scores = torch.tensor([0.1, 0.8, 0.1])
+    found = (Segment(1, 0.8, 192, scores, 1), Segment(1, 0.7, 192, scores))
+    result = make_result(InstanceMasks(masks, found), WORDS, photo(), "a.jpg", mask_ids=(70, 12))
+    assert [segment.mask_id for segment in result.segments] == [12, None]
+    assert [entry.get("mask_id") for entry in result.to_dict()["segments"]] == [12, None]
+    assert all(segment.mask_id is None for segment in panoptic().segments)

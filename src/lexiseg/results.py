@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,8 @@ class NamedSegment:
     is_thing: bool
     top: tuple[tuple[str, float], ...]
     """The best words for this region with their scores, best first."""
+    mask_id: int | None
+    """Of the mask that was given with the photo, where the segment is one: see `mask_input.PhotoMasks.ids`."""
     _source: np.ndarray | PackedMask = field(repr=False, compare=False)
 
     @property
@@ -93,8 +96,9 @@ class Result:
     task: Task
     vocabulary: Vocabulary
     label_map: np.ndarray
-    """int32 [H, W]. semantic: the class index of every pixel. panoptic: the id of its segment, 0 for none. instance:
-    the id of the best segment that covers it, 0 for none; the full masks, which may overlap, are in the segments."""
+    """int32 [H, W]. semantic: the class index of every pixel, -1 where no mask lies and the model leaves such pixels
+    out. panoptic: the id of its segment, 0 for none. instance: the id of the best segment that covers it, 0 for none;
+    the full masks, which may overlap, are in the segments."""
     segments: tuple[NamedSegment, ...]
     rgb: np.ndarray = field(repr=False)
     """uint8 [H, W, 3]: the photo, to draw on."""
@@ -115,7 +119,7 @@ class Result:
     @cached_property
     def shares(self) -> dict[str, float]:
         """Share of the photo's pixels per word that occurs, largest first. Overlapping instances count once."""
-        values = np.bincount(self.label_map.ravel())
+        values = np.bincount(self.label_map[self.label_map >= 0])
         class_of = {segment.id: segment.label for segment in self.segments}
         total: Counter[str] = Counter()
         for value, count in enumerate(values.tolist()):
@@ -139,11 +143,14 @@ class Result:
                 seen[segment.label_index] += 1
             if self.task == "instance":
                 text = f"{segment.label} {segment.score:.0%}"
-            patches.append(Patch(segment.id, color, text))
-        return overlay(self.rgb, self.label_map, patches, opacity)
+            patches.append(Patch(segment.id + 1, color, text))
+        return overlay(self.rgb, self.label_map + 1, patches, opacity)  # -1 is no value of a picture
 
     def labels_png(self) -> Image.Image:
-        """`label_map` as a grey picture: 8 bits, 16 bits where there are more than 255 classes or segments."""
+        """`label_map` as a grey picture: 8 bits, 16 bits where there are more than 255 classes or segments.
+
+        Pixels of a semantic result without a class have the highest number there is, 255 or 65535.
+        """
         highest = max(len(self.vocabulary) if self.task == "semantic" else 0, int(self.label_map.max(initial=0)))
         if highest > 65535:
             raise ValueError(f"{self.photo}: {highest} labels do not fit into a 16-bit picture; use label_map itself")
@@ -175,6 +182,7 @@ class Result:
                     "box_xyxy": list(segment.box_xyxy),
                     "is_thing": segment.is_thing,
                     "top": [{"label": word, "score": round(score, 6)} for word, score in segment.top],
+                    **({} if segment.mask_id is None else {"mask_id": segment.mask_id}),
                 }
                 for segment in self.segments
             ],
@@ -290,15 +298,17 @@ def make_result(
     model: str = "",
     source: Path | None = None,
     min_score: float = 0.0,
+    mask_ids: Sequence[int] | None = None,
 ) -> Result:
     """A prediction on the photo's own grid, with its words. Segments below `min_score` and empty ones are left out.
 
-    In a semantic result every pixel keeps its class; `min_score` only shortens the list of segments.
+    In a semantic result every pixel keeps its class; `min_score` only shortens the list of segments. mask_ids: of the
+    proposals, where they were given with the photo.
     """
     if isinstance(prediction, InstanceMasks):
-        task, label_map, segments = _named_instances(prediction, vocabulary, min_score)
+        task, label_map, segments = _named_instances(prediction, vocabulary, min_score, mask_ids)
     else:
-        task, label_map, segments = _named_regions(prediction, vocabulary, min_score)
+        task, label_map, segments = _named_regions(prediction, vocabulary, min_score, mask_ids)
     return Result(photo, task, vocabulary, label_map, segments, rgb, model, source)
 
 
@@ -310,7 +320,10 @@ def file_stem(name: str) -> str:
 
 
 def _named_regions(
-    prediction: SemanticMap | PanopticMap, vocabulary: Vocabulary, min_score: float
+    prediction: SemanticMap | PanopticMap,
+    vocabulary: Vocabulary,
+    min_score: float,
+    mask_ids: Sequence[int] | None,
 ) -> tuple[Task, np.ndarray, tuple[NamedSegment, ...]]:
     semantic = isinstance(prediction, SemanticMap)
     source = prediction.labels if isinstance(prediction, SemanticMap) else prediction.ids
@@ -335,14 +348,14 @@ def _named_regions(
         box = boxes[value] if value < len(boxes) else None
         if box is None or (semantic and entry.score < min_score):
             continue
-        named.append(_named(entry, value, _xyxy(box), vocabulary, values.size, values))
+        named.append(_named(entry, value, _xyxy(box), vocabulary, values, mask_ids))
     if semantic:
         named.sort(key=lambda segment: -segment.area)
     return ("semantic" if semantic else "panoptic"), values, tuple(named)
 
 
 def _named_instances(
-    prediction: InstanceMasks, vocabulary: Vocabulary, min_score: float
+    prediction: InstanceMasks, vocabulary: Vocabulary, min_score: float, mask_ids: Sequence[int] | None
 ) -> tuple[Task, np.ndarray, tuple[NamedSegment, ...]]:
     height, width = prediction.masks.shape[-2:]
     label_map = np.zeros((height, width), np.int32)
@@ -354,7 +367,7 @@ def _named_instances(
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         value = len(named) + 1
-        named.append(_named(entry, value, box, vocabulary, label_map.size, PackedMask.pack(inside)))
+        named.append(_named(entry, value, box, vocabulary, PackedMask.pack(inside), mask_ids))
         label_map[inside & (label_map == 0)] = value  # best first: the better one stays on top
     return "instance", label_map, tuple(named)
 
@@ -364,9 +377,10 @@ def _named(
     value: int,
     box_xyxy: tuple[int, int, int, int],
     vocabulary: Vocabulary,
-    pixels: int,
     source: np.ndarray | PackedMask,
+    mask_ids: Sequence[int] | None,
 ) -> NamedSegment:
+    height, width = source.shape if isinstance(source, np.ndarray) else source.size_hw
     best = entry.class_scores.topk(min(TOP_WORDS, len(entry.class_scores)))
     return NamedSegment(
         id=value,
@@ -374,13 +388,14 @@ def _named(
         label_index=entry.class_index,
         score=entry.score,
         area=entry.area,
-        share=entry.area / pixels,
+        share=entry.area / (height * width),
         box_xyxy=box_xyxy,
         is_thing=vocabulary.classes[entry.class_index].is_thing,
         top=tuple(
             (vocabulary.classes[index].name, score)
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ),
+        mask_id=None if mask_ids is None or entry.proposal is None else mask_ids[entry.proposal],
         _source=source,
     )
 
