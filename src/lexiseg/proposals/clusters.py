@@ -13,10 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lexiseg.proposals.hard_masks import INSIDE_LOGIT
 from lexiseg.types import Features, Images, Proposals, Size, TextBank
-
-INSIDE_LOGIT = 10.0
-"""Masks are hard; this saturates their sigmoid and still leaves room to interpolate."""
 
 
 class ClusterProposals(nn.Module):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lexiseg.geometry import fit_short_edge, round_up
 from lexiseg.proposals.transformers_folder import (
     CONFIG_FILE,
     TransformersFolderError,
@@ -20,20 +19,22 @@ from lexiseg.proposals.transformers_folder import (
 from lexiseg.proposals.transformers_generator import TransformersGenerator
 from lexiseg.proposals.transformers_points import PointGridGenerator, PointSettings
 from lexiseg.proposals.transformers_universal import UniversalGenerator
-from lexiseg.proposals.transformers_view import HALVES, IMAGENET, PixelScale, View, square_view
-from lexiseg.types import Size
+from lexiseg.proposals.transformers_view import HALVES, IMAGENET, Look, PixelScale, short_edge_at, square
 
 MAX_EDGE = 8192
 
 
 @dataclass(frozen=True)
-class NoSettings:
-    """For models that leave nothing to choose."""
+class UniversalSettings:
+    """What there is to choose of a closed-set segmenter."""
+
+    own_classes: bool = False
+    """The proposals come with class logits, of the model's own classes."""
 
 
 @dataclass(frozen=True)
-class EdgeSettings:
-    """The size at which a model that takes any size sees a picture. None: as the folder says, else 800 and 1333."""
+class EdgeSettings(UniversalSettings):
+    """The same of one that takes any size; None: as the folder says, else 800 and 1333."""
 
     short_edge: int | None = None
     long_edge: int | None = None
@@ -63,7 +64,8 @@ class Kind:
 def load_transformers_generator(folder: str | Path, **settings: Any) -> TransformersGenerator:
     """The generator in a local folder of the hub's layout: config.json, model.safetensors, preprocessor_config.json.
 
-    settings: those of `PointSettings` for SAM, SAM 2 and SAM 3, of `EdgeSettings` for Mask2Former, none for EoMT.
+    settings: those of `PointSettings` for SAM, SAM 2 and SAM 3, of `EdgeSettings` for Mask2Former,
+    of `UniversalSettings` for EoMT.
     The generator is frozen and stays in evaluation mode. Raises TransformersFolderError for a folder that cannot be
     used, ValueError for a wrong setting, ImportError where transformers is not installed.
     """
@@ -81,12 +83,16 @@ def load_transformers_generator(folder: str | Path, **settings: Any) -> Transfor
     known = [item.name for item in fields(kind.settings)]
     unknown = sorted(settings.keys() - set(known))
     if unknown:
-        raise ValueError(f"{model_type} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+        raise ValueError(f"{model_type} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     chosen = kind.settings(**{**kind.defaults, **settings})
     preprocessor = read_preprocessor(folder)
     scale = pixel_scale(folder, preprocessor, kind.scale)
     _check_backbone(folder, config)
-    return kind.build(load_model(folder, kind.model_class), scale, preprocessor, chosen)
+    model = load_model(folder, kind.model_class)
+    try:
+        return kind.build(model, scale, preprocessor, chosen)
+    except ValueError as error:
+        raise TransformersFolderError(folder, f"its settings cannot be used: {error}") from error
 
 
 def _mask2former(
@@ -96,34 +102,40 @@ def _mask2former(
     stretched to them, which is not how these models were trained; the paper's 800 and 1333 stand for them."""
     size = preprocessor.get("size")
     named = size if isinstance(size, dict) else {"shortest_edge": size, "longest_edge": preprocessor.get("max_size")}
-    folder_says = EdgeSettings(named.get("shortest_edge"), named.get("longest_edge"))
+    folder_says = EdgeSettings(short_edge=named.get("shortest_edge"), long_edge=named.get("longest_edge"))
     divisor = preprocessor.get("size_divisor")
-    view = partial(
-        _edge_view,
+    sizes = partial(
+        short_edge_at,
         short_edge=settings.short_edge or folder_says.short_edge or 800,
         long_edge=settings.long_edge or folder_says.long_edge or 1333,
         multiple=divisor if isinstance(divisor, int) and 1 <= divisor <= MAX_EDGE else 32,
     )
-    return UniversalGenerator(model, _class_names(model), scale, view)
+    return UniversalGenerator(model, Look(sizes, scale), _class_names(model), own_classes=settings.own_classes)
 
 
-def _edge_view(picture_hw: Size, *, short_edge: int, long_edge: int, multiple: int) -> View:
-    height, width = fit_short_edge(picture_hw, short_edge, long_edge)
-    shown_hw = (max(1, height), max(1, width))
-    return View(picture_hw, shown_hw, round_up(shown_hw, multiple))
-
-
-def _eomt(model: Any, scale: PixelScale, preprocessor: Mapping[str, Any], settings: NoSettings) -> UniversalGenerator:
+def _eomt(
+    model: Any, scale: PixelScale, preprocessor: Mapping[str, Any], settings: UniversalSettings
+) -> UniversalGenerator:
     """The whole picture in the one square the model knows, as its panoptic models see it. Its semantic models were
     scored on windows along the long side; a window would cut its masks, so they see the whole picture too."""
-    view = partial(square_view, side=int(model.config.image_size))
-    return UniversalGenerator(model, _class_names(model), scale, view, black_padding=True)
+    look = Look(partial(square, side=_side(model.config.image_size)), scale, black_padding=True)
+    return UniversalGenerator(model, look, _class_names(model), own_classes=settings.own_classes)
 
 
 def _points(
     model: Any, scale: PixelScale, preprocessor: Mapping[str, Any], settings: PointSettings
 ) -> PointGridGenerator:
-    return PointGridGenerator(model, int(model.config.prompt_encoder_config.image_size), scale, settings)
+    side = _side(model.config.prompt_encoder_config.image_size)
+    return PointGridGenerator(model, Look(partial(square, side=side, stretch=settings.stretch), scale), settings)
+
+
+def _side(image_size: Any) -> int:
+    """Of the square a model sees; it may be written once or for both sides."""
+    sides = set(image_size) if isinstance(image_size, list | tuple) else {image_size}
+    side = sides.pop()
+    if sides or not isinstance(side, int) or not 1 <= side <= MAX_EDGE:
+        raise ValueError(f"image_size is {image_size}; only squares of up to {MAX_EDGE} pixels are known")
+    return side
 
 
 def _class_names(model: Any) -> tuple[str, ...]:
@@ -152,8 +164,8 @@ _SAM2_DEFAULTS = {"min_quality": 0.8}
 
 KINDS: dict[str, Kind] = {
     "mask2former": Kind("Mask2FormerForUniversalSegmentation", EdgeSettings, _mask2former),
-    "eomt": Kind("EomtForUniversalSegmentation", NoSettings, _eomt),
-    "eomt_dinov3": Kind("EomtDinov3ForUniversalSegmentation", NoSettings, _eomt),
+    "eomt": Kind("EomtForUniversalSegmentation", UniversalSettings, _eomt),
+    "eomt_dinov3": Kind("EomtDinov3ForUniversalSegmentation", UniversalSettings, _eomt),
     "sam": Kind("SamModel", PointSettings, _points),
     "sam2": Kind("Sam2Model", PointSettings, _points, _SAM2_DEFAULTS),
     "sam2_video": Kind("Sam2Model", PointSettings, _points, _SAM2_DEFAULTS),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lexiseg.proposals.hard_masks import INSIDE_LOGIT
+from lexiseg.proposals.hard_masks import INSIDE_LOGIT, stack_rows
 from lexiseg.proposals.point_grid import distinct, point_grid, stability_scores
 from lexiseg.proposals.transformers_generator import TransformersGenerator
-from lexiseg.proposals.transformers_view import PixelScale, square_view
-from lexiseg.types import Size
+from lexiseg.proposals.transformers_view import Look, View
+from lexiseg.types import Features, Images, Proposals, TextBank
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,27 @@ class PointGridGenerator(TransformersGenerator):
     Segment Anything (arXiv 2304.02643), appendix B. Every point gives three masks (part, thing, whole) with the
     model's own guess of their quality; what is kept is in `PointSettings`, best first. Masks are judged on the grid
     at stride 4 of the canvas that they are given on, where the official generator judges them on the photo.
-    The number of masks depends on the picture.
     """
 
-    def __init__(self, model: nn.Module, side: int, scale: PixelScale, settings: PointSettings) -> None:
-        """side: of the square the model sees."""
-        super().__init__(model)
-        self.side = side
-        self.scale = scale
+    def __init__(self, model: nn.Module, look: Look, settings: PointSettings) -> None:
+        super().__init__(model, look)
         self.settings = settings
 
-    def masks(self, picture: Tensor, canvas_hw: Size) -> Tensor:
+    @torch.no_grad()
+    def forward(self, images: Images, features: Features | None = None, text: TextBank | None = None) -> Proposals:
+        """pixels [B, 3, H, W], 0..255 -> mask_logits [B, Q, h, w] at stride 4. Features and words are not read.
+
+        The number of masks depends on the picture; rows of empty masks follow in those with fewer, and a batch where
+        nothing was found has one such row.
+        """
+        return Proposals(mask_logits=stack_rows([self._masks(view) for view in self.look(images)]))
+
+    def _masks(self, view: View) -> Tensor:
+        """[Q, h, w], best first."""
         settings = self.settings
-        view = square_view((picture.shape[-2], picture.shape[-1]), self.side, settings.stretch)
-        embeddings = self.model.get_image_embeddings(view.pixels(picture, self.scale))
-        points = point_grid(settings.points_per_side).to(picture) * picture.new_tensor(view.shown_hw[::-1])  # [P, 2]
-        found: list[Tensor] = []
-        qualities: list[Tensor] = []
+        embeddings = self.model.get_image_embeddings(view.pixels)
+        points = point_grid(settings.points_per_side).to(view.pixels) * view.pixels.new_tensor(view.shown_hw[::-1])
+        found, qualities = [], []
         for asked in points.split(settings.points_per_batch):
             out = self.model(
                 image_embeddings=embeddings,
@@ -88,11 +92,11 @@ class PointGridGenerator(TransformersGenerator):
             )
             quality = out.iou_scores[0].flatten()  # [3 P]
             good = quality > settings.min_quality
-            logits = view.to_canvas(out.pred_masks[0].flatten(0, 1)[good], canvas_hw)
-            stable = stability_scores(logits, settings.stability_offset) > settings.min_stability
-            cell = canvas_hw[0] * canvas_hw[1] / (logits.shape[-2] * logits.shape[-1])
+            logits = view.to_canvas(out.pred_masks[0].flatten(0, 1)[good])
+            kept = stability_scores(logits, settings.stability_offset) > settings.min_stability
             area = (logits > 0).flatten(1).sum(1)
-            kept = stable & (area > 0) & (area * cell >= settings.min_area)
+            cell = view.canvas_hw[0] * view.canvas_hw[1] / (logits.shape[-2] * logits.shape[-1])
+            kept &= (area > 0) & (area * cell >= settings.min_area)
             found.append(logits[kept])
             qualities.append(quality[good][kept])
         logits, quality = torch.cat(found), torch.cat(qualities)

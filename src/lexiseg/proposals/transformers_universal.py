@@ -2,54 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lexiseg.proposals.transformers_generator import TransformersGenerator
-from lexiseg.proposals.transformers_view import PixelScale, View
-from lexiseg.types import Images, Proposals, Size
+from lexiseg.proposals.transformers_view import Look
+from lexiseg.types import Features, Images, Proposals, TextBank
 
 
 class UniversalGenerator(TransformersGenerator):
     """Every query's mask, whatever class the model itself gives it.
 
     Mask2Former (arXiv 2112.01527) and EoMT (arXiv 2503.19108) were trained on a closed list of classes, `class_names`.
-    Here only their masks are proposals; their verdict on their own classes is in `closed_set`.
+    Here only their masks are proposals. Their verdict on their own classes is in `closed_set`, and comes with the
+    proposals if `own_classes` is set, for a generator around this one that makes something of it.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        class_names: tuple[str, ...],
-        scale: PixelScale,
-        view: Callable[[Size], View],
-        *,
-        black_padding: bool = False,
+        self, model: nn.Module, look: Look, class_names: tuple[str, ...], *, own_classes: bool = False
     ) -> None:
-        """view: from the size of a picture on its canvas to how the model sees it."""
-        super().__init__(model)
+        super().__init__(model, look)
         self.class_names = class_names
-        self.scale = scale
-        self.view = view
-        self.black_padding = black_padding
+        self.own_classes = own_classes
 
-    def masks(self, picture: Tensor, canvas_hw: Size) -> Tensor:
-        return self._predict(picture, canvas_hw)[0]
+    def forward(self, images: Images, features: Features | None = None, text: TextBank | None = None) -> Proposals:
+        """pixels [B, 3, H, W], 0..255 -> mask_logits [B, Q, h, w] at stride 4. Features and words are not read."""
+        proposals = self.closed_set(images)
+        return proposals if self.own_classes else replace(proposals, class_logits=None)
 
     @torch.no_grad()
     def closed_set(self, images: Images) -> Proposals:
         """The same masks with the model's verdict on `class_names`: class_logits [B, Q, C + 1], void last."""
-        pairs = [
-            self._predict(pixels[:, :h, :w], images.canvas_hw)
-            for pixels, (h, w) in zip(images.pixels, images.sizes_hw, strict=True)
-        ]
-        masks, classes = zip(*pairs, strict=True)
+        masks, classes = [], []
+        for view in self.look(images):
+            out = self.model(pixel_values=view.pixels)
+            masks.append(view.to_canvas(out.masks_queries_logits[0]))
+            classes.append(out.class_queries_logits[0])
         return Proposals(mask_logits=torch.stack(masks), class_logits=torch.stack(classes))
-
-    def _predict(self, picture: Tensor, canvas_hw: Size) -> tuple[Tensor, Tensor]:
-        """picture [3, h, w] -> mask logits [Q, h', w'] at stride 4 of the canvas, class logits [Q, C + 1]."""
-        view = self.view((picture.shape[-2], picture.shape[-1]))
-        out = self.model(pixel_values=view.pixels(picture, self.scale, self.black_padding))
-        return view.to_canvas(out.masks_queries_logits[0], canvas_hw), out.class_queries_logits[0]

@@ -6,14 +6,17 @@ at stride 4 of the canvas, which all masks of a batch share, whatever grid the t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexiseg.geometry import fit_short_edge, round_up
+from lexiseg.layers.normalise import IMAGENET_MEAN, IMAGENET_STD, Colour, normalise
 from lexiseg.proposals.hard_masks import INSIDE_LOGIT
-from lexiseg.types import Size
+from lexiseg.types import Images, Size
 
 STRIDE = 4
 """Of the grid that masks are given on, on the canvas."""
@@ -23,70 +26,89 @@ STRIDE = 4
 class PixelScale:
     """Normalisation for RGB in 0..255."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
 
 
-IMAGENET = PixelScale((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+IMAGENET = PixelScale(IMAGENET_MEAN, IMAGENET_STD)
 HALVES = PixelScale((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 
 @dataclass(frozen=True)
 class View:
-    """Where a picture of `picture_hw` on its canvas lies in what a tower sees of it."""
+    """One picture as a tower sees it, in the top left corner of the tower's input."""
 
-    picture_hw: Size
+    pixels: Tensor
+    """[1, 3, h, w], normalised: the tower's input."""
     shown_hw: Size
-    """The size it is resized to."""
-    padded_hw: Size
-    """The size of the tower's input; the picture sits in the top left corner."""
+    """The size of the picture in it."""
+    picture_hw: Size
+    """The size of the picture on its canvas."""
+    canvas_hw: Size
 
-    def pixels(self, picture: Tensor, scale: PixelScale, black_padding: bool = False) -> Tensor:
-        """picture [3, h, w], RGB, 0..255, of `picture_hw` -> [1, 3, *padded_hw] as the tower wants it.
-
-        Bilinear with antialiasing. The padding is zero after normalisation, or black before it with `black_padding`.
-        """
-        mean, std = (picture.new_tensor(values)[:, None, None] for values in (scale.mean, scale.std))
-        resized = picture[None]
-        if self.shown_hw != self.picture_hw:
-            resized = functional.interpolate(
-                resized, size=self.shown_hw, mode="bilinear", align_corners=False, antialias=True
-            )
-        margins = (0, self.padded_hw[1] - self.shown_hw[1], 0, self.padded_hw[0] - self.shown_hw[0])
-        if black_padding:
-            return (functional.pad(resized, margins) - mean) / std
-        return functional.pad((resized - mean) / std, margins)
-
-    def to_canvas(self, mask_logits: Tensor, canvas_hw: Size) -> Tensor:
-        """mask_logits [Q, h, w] over the tower's input -> [Q, h', w'], stride 4 of the canvas, rounded up.
+    def to_canvas(self, mask_logits: Tensor) -> Tensor:
+        """mask_logits [Q, h', w'] over the whole input -> [Q, h, w] at stride 4 of the canvas, rounded up.
 
         Each cell takes the bilinear value at its centre. Cells beyond the picture are outside of every mask, except
         one line of them that repeats the picture's edge: whoever enlarges the masks interpolates towards it, and would
         otherwise lose the last pixels of the picture.
         """
-        grid_hw = (-(-canvas_hw[0] // STRIDE), -(-canvas_hw[1] // STRIDE))
         out = mask_logits
         for axis in (0, 1):
-            cell = canvas_hw[axis] / grid_hw[axis]
-            centres = (torch.arange(grid_hw[axis], dtype=torch.float64) + 0.5) * cell
-            centres = centres.clamp(max=self.picture_hw[axis]) * (self.shown_hw[axis] / self.picture_hw[axis])
-            positions = centres * (mask_logits.shape[1 + axis] / self.padded_hw[axis]) - 0.5
-            out = _sample(out, positions, 1 + axis)
-            shown = -(-self.picture_hw[axis] * grid_hw[axis] // canvas_hw[axis])
-            out.narrow(1 + axis, min(shown + 1, grid_hw[axis]), max(grid_hw[axis] - shown - 1, 0)).fill_(-INSIDE_LOGIT)
+            canvas, picture = self.canvas_hw[axis], self.picture_hw[axis]
+            length = -(-canvas // STRIDE)
+            centres = (torch.arange(length, dtype=torch.float64) + 0.5) * (canvas / length)
+            seen = centres.clamp(max=picture) * (self.shown_hw[axis] / picture)
+            out = _sample(out, seen * (out.shape[axis - 2] / self.pixels.shape[axis - 2]) - 0.5, axis - 2)
+            first_outside = -(-picture * length // canvas) + 1
+            if first_outside < length:
+                out.narrow(axis - 2, first_outside, length - first_outside).fill_(-INSIDE_LOGIT)
         return out
 
 
-def fit_long_edge(size_hw: Size, long_edge: int) -> Size:
-    """The size whose long side is `long_edge`, halves rounded up; no side vanishes."""
-    scale = long_edge / max(size_hw)
-    return (max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5)))
+@dataclass(frozen=True)
+class Look:
+    """How a tower looks at pictures: bilinear with antialiasing, normalised, padded to the right and below."""
+
+    sizes: Callable[[Size], tuple[Size, Size]]
+    """From the size of a picture to the size it is resized to and the size of the tower's input."""
+    scale: PixelScale
+    black_padding: bool = False
+    """The padding is black before normalisation, not zero after it."""
+
+    def __call__(self, images: Images) -> Iterator[View]:
+        """The pictures one at a time, without the padding of the canvas.
+
+        Where a picture was brought to the size of the canvas before (`Images.unscaled`), the view is taken from what
+        it was then.
+        """
+        source = images.unscaled or images
+        for pixels, size_hw, picture_hw in zip(source.pixels, source.sizes_hw, images.sizes_hw, strict=True):
+            shown_hw, padded_hw = self.sizes(size_hw)
+            picture = pixels[None, :, : size_hw[0], : size_hw[1]]
+            if shown_hw != size_hw:
+                picture = functional.interpolate(
+                    picture, size=shown_hw, mode="bilinear", align_corners=False, antialias=True
+                )
+            margins = (0, padded_hw[1] - shown_hw[1], 0, padded_hw[0] - shown_hw[0])
+            kept_hw = padded_hw if self.black_padding else shown_hw
+            padded = Images(functional.pad(picture, margins), (kept_hw,), (size_hw,))
+            seen = normalise(padded, self.scale.mean, self.scale.std)
+            yield View(seen, shown_hw, picture_hw, images.canvas_hw)
 
 
-def square_view(picture_hw: Size, side: int, stretch: bool = False) -> View:
-    """The picture in a square: its long side fills it and the rest is padding, or both sides do with `stretch`."""
-    shown_hw = (side, side) if stretch else fit_long_edge(picture_hw, side)
-    return View(picture_hw, shown_hw, (side, side))
+def square(picture_hw: Size, side: int, stretch: bool = False) -> tuple[Size, Size]:
+    """In a square: the long side fills it and the rest is padding, halves rounded up; or both fill it, stretched."""
+    scale = side / max(picture_hw)
+    height, width = (max(1, int(length * scale + 0.5)) for length in picture_hw)
+    return ((side, side) if stretch else (height, width)), (side, side)
+
+
+def short_edge_at(picture_hw: Size, short_edge: int, long_edge: int, multiple: int) -> tuple[Size, Size]:
+    """The short edge at a size, the long one at most at another, padded to multiples."""
+    height, width = fit_short_edge(picture_hw, short_edge, long_edge)
+    shown_hw = (max(1, height), max(1, width))  # a hair-thin picture would round to nothing
+    return shown_hw, round_up(shown_hw, multiple)
 
 
 def _sample(x: Tensor, positions: Tensor, dim: int) -> Tensor:
