@@ -32,6 +32,7 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 RUNNERS = (
     *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
     *("parity_mask_adapter", "parity_mask_adapter_system", "parity_benchmarks"),
+    "parity_mask2former",
 )
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
@@ -171,7 +172,10 @@ def cases_of(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]
         }
         inputs = [key.removeprefix(own) for key in case["inputs"] if key.startswith(own)]
         values = {key.removeprefix(own): value for key, value in arrays.items() if key.startswith(own)}
-        yield f"{path.stem}/{name}", {**piece, "run": case["run"][name], "inputs": inputs, "checks": checks}, values
+        # The words of a piece about an array stand alone, or after "meaning" as elsewhere.
+        said = {key: words if isinstance(words, dict) else {"meaning": words} for key, words in piece["arrays"].items()}
+        of_piece = {"run": case["run"][name], "inputs": inputs, "checks": checks, "arrays": said}
+        yield f"{path.stem}/{name}", {**piece, **of_piece}, values
 
 
 def run_case(

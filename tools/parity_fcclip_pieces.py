@@ -271,11 +271,9 @@ def number(case: Case, pattern: str, default: int) -> int:
 
 def filled(case: Case) -> dict[str, Tensor]:
     """The weights of a case: filled by name, some of them multiplied."""
-    prefix = re.search(r'fill\("([^"]*)" ?\+ ?name', case["weights"])[1]
-    weights = {
-        name: torch.as_tensor(procedural_weights.fill(prefix + name, shape))
-        for name, shape in case["weight_names"].items()
-    }
+    prefix = re.search(r"fill\(([\"'])(.*?)\1 ?\+ ?name", case["weights"])[2]
+    shapes = case["weight_names"] if "weight_names" in case else case["state"]
+    weights = {name: torch.as_tensor(procedural_weights.fill(prefix + name, shape)) for name, shape in shapes.items()}
     for clause, factor in re.findall(r"(.*?) times (-?\d+(?:\.\d+)?)", case["weights"]):
         for name in set(re.findall(r"[\w.]+", clause)) & set(weights):
             weights[name] = weights[name] * float(factor)
