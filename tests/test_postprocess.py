@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lexiseg import postprocess
 from lexiseg.geometry import resize
-from lexiseg.postprocess import Frame, SigmoidAt
+from lexiseg.postprocess import Frame
+from lexiseg.types import SigmoidAt
 
 FRAMES = [
     Frame((64, 96), (53, 90), (131, 217)),

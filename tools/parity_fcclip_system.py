@@ -22,13 +22,13 @@ from lexiseg.clip.trunk import Trunk
 from lexiseg.geometry import fit_short_edge
 from lexiseg.images import Canvas, Photo, place
 from lexiseg.layers.text_logits import text_logits
-from lexiseg.postprocess import Frame, SigmoidAt
+from lexiseg.postprocess import Frame
 from lexiseg.scoring.fusion import GeometricEnsemble
 from lexiseg.system import System
 from lexiseg.train.losses import Criterion
 from lexiseg.train.matcher import SegmentTargets
 from lexiseg.train.points import Draw
-from lexiseg.types import Features, Images, PanopticMap, Proposals, Scores, TextBank
+from lexiseg.types import Features, Images, PanopticMap, Proposals, Scores, SigmoidAt, TextBank
 from lexiseg.vocabulary import TEMPLATES, Vocabulary
 from lexiseg.weights.fcclip import describe
 from lexiseg.zoo.convert import LAYOUTS, convert_state, recognise, sizes

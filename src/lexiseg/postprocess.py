@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lexiseg.geometry import RowResize
-from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, Size
+from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, SigmoidAt, Size
 
 # Floats held at once for the masks of a strip, and for the class scores of a block of its pixels.
 STRIP_FLOATS = 16_000_000
@@ -38,10 +37,6 @@ class Frame:
     """The picture's part of the canvas."""
     output_hw: Size
     """The size of the output."""
-
-
-SigmoidAt = Literal["grid", "canvas", "output"]
-"""Where mask logits become probabilities: before any resizing, on the canvas, or after all of it."""
 
 
 def mask_strips(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt) -> Iterator[tuple[int, Tensor]]:

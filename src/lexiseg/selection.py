@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lexiseg.postprocess import BLOCK_FLOATS, Frame, SigmoidAt, mask_strips
+from lexiseg.postprocess import BLOCK_FLOATS, Frame, mask_strips
 from lexiseg.regions.mask_adapter import MaskAdapterPool
 from lexiseg.scoring.fusion import GeometricEnsemble, RegionWithVoid
 from lexiseg.system import System
-from lexiseg.types import Images, Proposals, Regions, Scores, TextBank
+from lexiseg.types import Images, Proposals, Regions, Scores, SigmoidAt, TextBank
 
 SLACK = 1e-5
 """Added to every bound: scores are sums of rounded numbers, and computing fewer masks at once rounds differently.

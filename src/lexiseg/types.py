@@ -14,12 +14,16 @@ D joint image-text width, C feature channels, H W canvas, h w a smaller grid.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+SigmoidAt = Literal["grid", "canvas", "output"]
+"""Where mask logits become probabilities: before any resizing, on the canvas, or after all of it."""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,18 @@ class Vocabulary:
         known = frozenset(training_phrases)
         return [not known.isdisjoint(entry.phrases) for entry in self.classes]
 
+    def places_of(self, others: Vocabulary) -> list[int]:
+        """Per class of `others`: the index of the class here that it is, or the number of classes for none.
+
+        It is the first class here with which it shares a phrase, letter by letter (MaskCLIP++, for generators trained
+        on a fixed list of classes).
+        """
+        first: dict[str, int] = {}
+        for index, entry in enumerate(self.classes):
+            for phrase in entry.phrases:
+                first.setdefault(phrase, index)
+        return [min((first.get(phrase, len(self)) for phrase in entry.phrases)) for entry in others.classes]
+
     @classmethod
     def parse(
         cls,

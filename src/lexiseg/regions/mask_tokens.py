@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lexiseg.layers.tower_view import TowerView
+from lexiseg.geometry import TowerView
 from lexiseg.regions.masked_attention import soft_bias
 from lexiseg.types import Features, Images, Regions, Size
 

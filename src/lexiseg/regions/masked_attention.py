@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexiseg.layers.tower_view import TowerView
+from lexiseg.geometry import TowerView
 from lexiseg.regions.attention_pool import MaskedAttention2d
 from lexiseg.types import Features, Images, Regions, Size
 

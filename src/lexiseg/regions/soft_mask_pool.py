@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lexiseg.geometry import TowerView
 from lexiseg.layers.dense_projection import project_dense
 from lexiseg.layers.mask_pooling import soft_mean
-from lexiseg.layers.tower_view import TowerView
 from lexiseg.types import Features, Images, Regions
 
 
