@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lexiseg.geometry import resize
 from lexiseg.images import Canvas
 from lexiseg.scoring.cosine import Cosine
 from lexiseg.system import System
@@ -38,11 +39,13 @@ class ColourMasks(torch.nn.Module):
 
 
 class ColourRegions(torch.nn.Module):
-    """Each proposal is its colour."""
+    """Each proposal is the mean colour inside it."""
 
     def forward(self, images: Images, features: Features | None, mask_logits: Tensor) -> Regions:
-        embeds = torch.eye(3, 4, device=mask_logits.device).expand(len(mask_logits), 3, 4)
-        return Regions(embeds, (mask_logits > 0).flatten(2).any(2))
+        inside = resize(mask_logits, images.canvas_hw) > 0  # [B, Q, H, W]
+        area = inside.flatten(2).sum(2, keepdim=True)
+        mean = torch.einsum("bchw,bqhw->bqc", images.pixels, inside.float()) / area.clamp(min=1)
+        return Regions(torch.nn.functional.pad(mean, (0, 1)), inside.flatten(2).any(2))
 
 
 def verdict(proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from lexiseg.images import ImageError, ImageLimits, read_image
 from lexiseg.results import Result
-from lexiseg.segmenter import Segmenter, pick_device
+from lexiseg.segmenter import Segmenter, naming_system, pick_device
 from lexiseg.vocabulary import Vocabulary, VocabularyClass, VocabularyError
 from tests.colour_model import colour_model
 
@@ -174,6 +175,98 @@ def test_bad_words_are_told_before_any_picture_is_read(segmenter: Segmenter, wor
         segmenter.stream(iter(["never read"]), words)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def thirds(height: int = 60, width: int = 90) -> np.ndarray:
+    """A label map of the three colours with a frame around each: 10 red, 20 green, 30 blue, 0 between them."""
+    labels = np.zeros((height, width), np.uint8)
+    for number in range(3):
+        labels[5:-5, number * width // 3 + 3 : (number + 1) * width // 3 - 3] = 10 * (number + 1)
+    return labels
+
+
+def test_given_masks_come_back_as_they_are_and_are_named(segmenter: Segmenter) -> None:
+    labels = thirds()
+    expected = {10: "red", 20: "green", 30: "blue"}
+    for task in ("instance", "panoptic"):
+        result = segmenter(three_colours(), WORDS, task=task, masks=labels)
+        assert {segment.mask_id: segment.label for segment in result.segments} == expected
+        for segment in result.segments:
+            assert np.array_equal(segment.mask, labels == segment.mask_id)
+            assert segment.score > 0.9
+    semantic = segmenter(three_colours(), WORDS, masks=labels)
+    assert np.array_equal(semantic.label_map, labels.astype(int) // 10 - 1)
+    assert sum(semantic.shares.values()) == pytest.approx((labels > 0).mean())
+
+
+def test_given_masks_on_photos_of_every_size(segmenter: Segmenter) -> None:
+    """Larger and smaller than the canvas, and of other proportions: nothing is lost on the way there and back."""
+    for size in ((400, 900), (24, 30), (300, 31), (97, 61)):
+        labels = np.random.default_rng(1).integers(0, 9, (4, 5)).astype(np.uint8).repeat(size[0], 0).repeat(size[1], 1)
+        labels = labels[::4, ::5]
+        result = segmenter(three_colours(*size), WORDS, task="panoptic", masks=labels)
+        assert {s.mask_id for s in result.segments} == set(np.unique(labels)) - {0}
+        assert all(np.array_equal(segment.mask, labels == segment.mask_id) for segment in result.segments)
+
+
+def test_overlapping_and_tiny_masks(segmenter: Segmenter) -> None:
+    rgb = three_colours(600, 900)
+    masks = np.zeros((3, 600, 900), bool)
+    masks[0, :, :450] = True  # red, and some green
+    masks[1, 100:200, 320:420] = True  # green, inside it
+    masks[2, 7, 700] = True  # one blue pixel; the canvas is six times smaller
+    instance = segmenter(rgb, WORDS, task="instance", masks=masks)
+    assert {s.mask_id: (s.label, s.area) for s in instance.segments} == {
+        1: ("red", 270_000),
+        2: ("green", 10_000),
+        3: ("blue", 1),
+    }
+    panoptic = segmenter(rgb, WORDS, task="panoptic", masks=masks)
+    assert {s.mask_id: s.area for s in panoptic.segments} == {1: 260_000, 2: 10_000, 3: 1}
+    assert segmenter(rgb, WORDS, task="semantic", masks=masks).label_map[7, 700] == 2
+
+
+def test_every_given_mask_is_answered_whatever_its_score(segmenter: Segmenter) -> None:
+    grey = np.full((60, 90, 3), 128, np.uint8)
+    stuff = Vocabulary((VocabularyClass(("red",), is_thing=False), VocabularyClass(("blue",), is_thing=False)))
+    result = segmenter(grey, stuff, task="instance", masks=thirds())
+    assert [segment.mask_id for segment in result.segments] == [10, 20, 30]
+    many = np.arange(60 * 90).reshape(60, 90) // 40  # more than a model's hundred instances, 0 is none
+    assert len(segmenter(grey, WORDS, task="instance", masks=many).segments) == 134
+    assert segmenter(grey, WORDS, task="instance", masks=thirds(), min_score=0.9).segments == ()
+
+
+def test_masks_for_many_pictures(segmenter: Segmenter, tmp_path: Path) -> None:
+    Image.fromarray(thirds()).save(tmp_path / "a.png")
+    photos = [three_colours(), three_colours(30, 60)]
+    masks = [tmp_path / "a.png", thirds(30, 60)]
+    for many in (photos, iter(photos)):
+        results = segmenter(many, WORDS, "instance", masks=masks)
+        assert [len(result.segments) for result in results] == [3, 3]
+    one = segmenter.stream(photos[0], WORDS, "instance", masks=masks[0])
+    assert [len(result.segments) for _, result in one] == [3]
+    four = [*photos, three_colours(50, 90), photos[0]]
+    outcomes = [outcome for _, outcome in segmenter.stream(four, WORDS, masks=[*masks, thirds(), "no.png"])]
+    assert [type(outcome) for outcome in outcomes] == [Result, Result, ImageError, ImageError]
+    assert str(outcomes[2]).startswith("image 3: its masks have 90 x 60 pixels, the upright photo 90 x 50; give")
+    assert str(outcomes[3]).startswith("image 4: its masks cannot be used: no.png: there is no such file")
+    for wrong, expected in (
+        (masks[:1], "there are 2 pictures, but masks for 1"),
+        (iter(masks[:1]), "there are masks for 1 pictures only"),
+        (masks[0], "a.png' is one file, but there are many pictures"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            segmenter(photos, WORDS, masks=wrong)
+    with pytest.raises(ImageError, match="NoneType object: is no masks"):
+        segmenter(photos, WORDS, masks=[masks[0], None])
+
+
+def test_a_model_without_masks_of_its_own_asks_for_them(segmenter: Segmenter) -> None:
+    alone = Segmenter(replace(colour_model(), system=naming_system(colour_model().system)), "cpu")
+    with pytest.raises(ValueError, match=r"colours draws no masks of its own: give the photos' masks"):
+        alone(three_colours(), WORDS)
+    same, result = (model(three_colours(), WORDS, "panoptic", masks=thirds()) for model in (segmenter, alone))
+    assert np.array_equal(same.label_map, result.label_map)
 
 
 def test_other_mistakes(segmenter: Segmenter) -> None:

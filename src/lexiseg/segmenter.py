@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from lexiseg import postprocess
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, read_image
+from lexiseg.mask_input import MaskInput, PhotoMasks, read_masks
 from lexiseg.postprocess import Frame
+from lexiseg.proposals.given_masks import GivenMasks, with_given_masks
+from lexiseg.regions.grown import GrownUntilSeen
 from lexiseg.results import TASKS, Result, Task, make_result
+from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
+from lexiseg.system import System
 from lexiseg.text_bank import cache_folder, text_bank
 from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
@@ -63,6 +69,7 @@ class Segmenter:
         self.model = model
         self.limits = limits or ImageLimits()
         self.skip_decided = skip_decided
+        self._naming = naming_system(model.system)
         self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
         self.device = torch.device("cpu")
         self.to(device)
@@ -104,6 +111,7 @@ class Segmenter:
         *,
         background: bool = ...,
         min_score: float | None = ...,
+        masks: MaskInput | PhotoMasks | None = ...,
     ) -> Result: ...
 
     @overload
@@ -115,6 +123,7 @@ class Segmenter:
         *,
         background: bool = ...,
         min_score: float | None = ...,
+        masks: Iterable[MaskInput | PhotoMasks] | None = ...,
     ) -> list[Result]: ...
 
     def __call__(
@@ -125,6 +134,7 @@ class Segmenter:
         *,
         background: bool = False,
         min_score: float | None = None,
+        masks: MaskInput | PhotoMasks | Iterable[MaskInput | PhotoMasks] | None = None,
     ) -> Result | list[Result]:
         """One result for one picture, a list for many; the first bad picture raises its ImageError.
 
@@ -132,15 +142,19 @@ class Segmenter:
         words: what `Vocabulary.parse` takes; with `background` a last class stands for everything else.
         task: "semantic" gives every pixel a class; "panoptic" finds segments that do not overlap, and says nothing
         where it finds none; "instance" finds scored masks of things, which may overlap.
-        min_score: segments below it are left out; None is 0, for instances 0.25.
+        min_score: segments below it are left out; None is 0, for instances of a model's own masks 0.25.
+        masks: what `read_masks` takes, one such for each picture. Then the model draws none: it names these, and they
+        come back as they are. "instance" is every mask with its best word, things and stuff; "panoptic" lays them down
+        by score, each on what is left; "semantic" leaves pixels that no mask covers without a class.
         """
-        vocabulary, bank, least = self._prepare(words, task, background, min_score)
+        question = self._prepare(words, task, background, min_score, masks is not None)
         if _is_one(images):
             photo = read_image(cast(ImageInput | Photo, images), self.limits)
-            return self._segment(photo, vocabulary, bank, task, least)
+            return self._segment(photo, question, cast(MaskInput | PhotoMasks | None, masks))
+        pairs = _paired(cast(Iterable[ImageInput | Photo], images), cast(Iterable[MaskInput] | None, masks))
         return [
-            self._segment(_read_numbered(image, number, self.limits), vocabulary, bank, task, least)
-            for number, image in enumerate(cast(Iterable[ImageInput | Photo], images), start=1)
+            self._segment(_read_numbered(image, number, self.limits), question, own)
+            for number, (image, own) in enumerate(pairs, start=1)
         ]
 
     def stream(
@@ -151,26 +165,27 @@ class Segmenter:
         *,
         background: bool = False,
         min_score: float | None = None,
+        masks: Iterable[MaskInput | PhotoMasks] | None = None,
     ) -> Iterator[tuple[ImageInput | Photo, Result | ImageError]]:
         """Each picture with its result, or with the error that says why it has none: the rest goes on.
 
         Nothing is kept and pictures are taken from `images` one at a time, so there may be any number of them. Mistakes
         in the words or the task are raised at once.
         """
-        vocabulary, bank, least = self._prepare(words, task, background, min_score)
+        question = self._prepare(words, task, background, min_score, masks is not None)
         if _is_one(images):
-            images = [cast(ImageInput, images)]
-        return self._stream(images, vocabulary, bank, task, least)
+            images, masks = [cast(ImageInput, images)], None if masks is None else [cast(MaskInput, masks)]
+        return self._stream(_paired(images, masks), question)
 
     def _stream(
-        self, images: Iterable[ImageInput | Photo], vocabulary: Vocabulary, bank: TextBank, task: Task, least: float
+        self, pairs: Iterable[tuple[ImageInput | Photo, MaskInput | PhotoMasks | None]], question: _Question
     ) -> Iterator[tuple[ImageInput | Photo, Result | ImageError]]:
-        for number, image in enumerate(images, start=1):
+        for number, (image, masks) in enumerate(pairs, start=1):
             outcome: Result | ImageError
             try:
                 photo = _read_numbered(image, number, self.limits)
                 try:
-                    outcome = self._segment(photo, vocabulary, bank, task, least)
+                    outcome = self._segment(photo, question, masks)
                 except (MemoryError, torch.OutOfMemoryError):
                     outcome = ImageError(photo.name, "does not fit into memory with these words; make it smaller")
             except ImageError as error:
@@ -178,17 +193,20 @@ class Segmenter:
             yield image, outcome
 
     def _prepare(
-        self, words: Words, task: str, background: bool, min_score: float | None
-    ) -> tuple[Vocabulary, TextBank, float]:
+        self, words: Words, task: str, background: bool, min_score: float | None, masks_given: bool
+    ) -> _Question:
         if task not in TASKS:
             raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
-        least = (INSTANCE_MIN_SCORE if task == "instance" else 0.0) if min_score is None else min_score
+        if isinstance(self.model.system.generator, GivenMasks) and not masks_given:
+            raise ValueError(f"{self.model.name} draws no masks of its own: give the photos' masks (masks=, --masks)")
+        likely = INSTANCE_MIN_SCORE if task == "instance" and not masks_given else 0.0
+        least = likely if min_score is None else min_score
         if not 0 <= least <= 1:
             raise ValueError(f"a smallest score of {least} makes no sense: scores are between 0 and 1")
         vocabulary = Vocabulary.parse(words, background=background)
-        if task == "instance" and not any(entry.is_thing for entry in vocabulary.classes):
+        if task == "instance" and not masks_given and not any(entry.is_thing for entry in vocabulary.classes):
             raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
-        return vocabulary, self._bank(vocabulary), least
+        return _Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
 
     @torch.inference_mode()
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
@@ -210,51 +228,128 @@ class Segmenter:
         return bank
 
     @torch.inference_mode()
-    def _segment(self, photo: Photo, vocabulary: Vocabulary, bank: TextBank, task: Task, least: float) -> Result:
-        images = self.model.canvas([photo]).to(self.device)
-        frame = Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
-        masks, class_probs, void_prob = self._scored(images, bank, task, frame)
-        is_thing = torch.tensor([entry.is_thing for entry in vocabulary.classes], device=self.device)
-        outputs = self.model.outputs
-        prediction: Prediction
-        if task == "semantic":
-            prediction = postprocess.semantic(masks, class_probs, frame)
-        elif task == "panoptic":
-            prediction = postprocess.panoptic(
-                masks,
-                class_probs,
-                void_prob,
-                is_thing,
-                frame,
-                object_mask_threshold=outputs.object_mask_threshold,
-                overlap_threshold=outputs.overlap_threshold,
-            )
+    def _segment(self, photo: Photo, question: _Question, masks: MaskInput | PhotoMasks | None) -> Result:
+        images = self.model.canvas([photo])
+        ids = None
+        if question.masks_given:
+            given = read_masks(cast(MaskInput, masks), photo, self.limits)
+            prediction, ids = self._named(images, given, question), given.ids
         else:
-            prediction = postprocess.instances(masks, class_probs, frame, is_thing, top=outputs.top_instances)
+            prediction = self._found(images.to(self.device), question)
         return make_result(
             prediction,
-            vocabulary,
+            question.vocabulary,
             photo.rgb,
             photo.name,
             model=self.model.name,
             source=photo.source,
-            min_score=least,
+            min_score=question.least,
+            mask_ids=ids,
         )
 
-    def _scored(self, images: Images, bank: TextBank, task: Task, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-        """mask_logits [n, h, w], class_probs [n, K], void_prob [n]: of all proposals, or of those that can matter."""
+    def _found(self, images: Images, question: _Question) -> Prediction:
+        """What the masks of the model's own generator show."""
+        frame = Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
+        scored, outputs = self._scored(images, question, frame), self.model.outputs
+        masks, class_probs, is_thing = scored.mask_logits, scored.class_probs, self._things(question)
+        if question.task == "semantic":
+            return postprocess.semantic(masks, class_probs, frame, least_cover=outputs.least_cover)
+        if question.task == "instance":
+            return postprocess.instances(masks, class_probs, frame, is_thing, top=outputs.top_instances)
+        rule = postprocess.panoptic if scored.told_from_void else postprocess.panoptic_by_score
+        thresholds = (outputs.object_mask_threshold, outputs.overlap_threshold)
+        return rule(masks, class_probs, scored.void_prob, is_thing, frame, *thresholds)
+
+    def _named(self, images: Images, given: PhotoMasks, question: _Question) -> Prediction:
+        """What the given masks show. They are judged on the canvas, and come back on the photo's own grid."""
+        hard = torch.from_numpy(given.masks)
+        _, scores = self._naming(with_given_masks(images, [hard]).to(self.device), question.bank)
+        hard, class_probs, void_prob = hard.to(self.device), scores.class_probs[0], scores.void_prob[0]
+        size_hw = images.original_hw[0]
+        frame = Frame(size_hw, size_hw, size_hw)
+        if question.task == "semantic":
+            return postprocess.semantic(hard, class_probs, frame, least_cover=0.5)
+        if question.task == "instance":
+            return postprocess.best_class_each(hard, class_probs, void_prob, frame)
+        # Somebody wants each of these masks: one that better ones cover in part keeps the rest, however little.
+        things = self._things(question)
+        return postprocess.panoptic_by_score(hard, class_probs, void_prob, things, frame, overlap_threshold=0.0)
+
+    def _things(self, question: _Question) -> Tensor:
+        """[K] bool."""
+        return torch.tensor([entry.is_thing for entry in question.vocabulary.classes], device=self.device)
+
+    def _scored(self, images: Images, question: _Question, frame: Frame) -> _Scored:
+        """Of all proposals, or of those that can matter."""
         if not self.skip_decided:
-            proposals, scores = self.model.system(images, bank)
-            return proposals.mask_logits[0], scores.class_probs[0], scores.void_prob[0]
-        selector, outputs = Selector(self.model.system, images, bank), self.model.outputs
-        if task == "semantic":
+            proposals, scores = self.model.system(images, question.bank)
+            told = proposals.class_logits is not None
+            return _Scored(proposals.mask_logits[0], scores.class_probs[0], scores.void_prob[0], told)
+        selector, outputs = Selector(self.model.system, images, question.bank), self.model.outputs
+        if question.task == "semantic":
             few = for_semantic(selector, frame)
-        elif task == "panoptic":
+        elif question.task == "panoptic":
             few = for_panoptic(selector, outputs.object_mask_threshold)
         else:
             few = for_instances(selector, outputs.top_instances)
         log.info("%d of %d proposals computed", len(few.computed), few.count)
-        return few.mask_logits, few.class_probs, few.void_prob
+        return _Scored(few.mask_logits, few.class_probs, few.void_prob, told_from_void=True)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked about every picture of a call."""
+
+    vocabulary: Vocabulary
+    bank: TextBank
+    task: Task
+    least: float
+    """The score a segment needs."""
+    masks_given: bool
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The proposals of one picture with the verdict on them."""
+
+    mask_logits: Tensor
+    """[n, h, w]."""
+    class_probs: Tensor
+    """[n, K]."""
+    void_prob: Tensor
+    """[n]."""
+    told_from_void: bool
+    """The generator knows void: its masks compete for the pixels. Others may well lie over each other."""
+
+
+def naming_system(system: System) -> System:
+    """The parts of a system that read masks, behind masks that come with the pictures. It shares their modules."""
+    embedder = GrownUntilSeen(system.embedder)
+    return System(system.encoder, GivenMasks(), embedder, system.scorer, RegionOnly()).train(system.training)
+
+
+def _paired(
+    images: Iterable[ImageInput | Photo], masks: Iterable[MaskInput | PhotoMasks] | None
+) -> Iterator[tuple[ImageInput | Photo, MaskInput | PhotoMasks | None]]:
+    """Each picture with its own masks."""
+    if masks is None:
+        return ((image, None) for image in images)
+    if isinstance(masks, str | os.PathLike):
+        raise ValueError(f"masks={os.fspath(masks)!r} is one file, but there are many pictures: give one for each")
+    if isinstance(images, Sized) and isinstance(masks, Sized) and len(images) != len(masks):
+        raise ValueError(f"there are {len(images)} pictures, but masks for {len(masks)}")
+    return _zipped(images, iter(masks))
+
+
+def _zipped(
+    images: Iterable[ImageInput | Photo], masks: Iterator[MaskInput | PhotoMasks]
+) -> Iterator[tuple[ImageInput | Photo, MaskInput | PhotoMasks]]:
+    for number, image in enumerate(images, start=1):
+        try:
+            own = next(masks)
+        except StopIteration:
+            raise ValueError(f"there are masks for {number - 1} pictures only") from None
+        yield image, own
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -36,7 +36,8 @@ def with_given_masks(images: Images, masks: Sequence[Tensor | np.ndarray]) -> Im
     """The pictures with masks of their own: per picture bool [Q, H, W], at the size of its file, true inside.
 
     Q may differ between the pictures and be zero: rows of empty masks fill up to the largest, and there is at least
-    one. Row q of a picture stays its mask q, even where nothing of it is left on a smaller canvas.
+    one. Row q of a picture stays its mask q. A mask that falls between the pixels of a smaller canvas keeps the one
+    nearest to its middle.
     """
     if len(masks) != len(images.pixels):
         raise ValueError(f"there are {len(masks)} sets of masks for {len(images.pixels)} pictures; give one for each")
@@ -50,7 +51,11 @@ def with_given_masks(images: Images, masks: Sequence[Tensor | np.ndarray]) -> Im
     rows = max(1, *(len(picture) for picture in pictures))
     placed = torch.zeros(len(pictures), rows, *images.canvas_hw, dtype=torch.bool, device=images.pixels.device)
     for canvas, picture, (height, width) in zip(placed, pictures, images.sizes_hw, strict=True):
-        canvas[: len(picture), :height, :width] = _nearest(picture, (height, width)).to(canvas.device)
+        small = _nearest(picture, (height, width))
+        for row in (picture.flatten(1).any(1) & ~small.flatten(1).any(1)).nonzero().flatten().tolist():
+            middle = picture[row].nonzero().double().mean(0) + 0.5
+            small[row, int(middle[0] * height / picture.shape[1]), int(middle[1] * width / picture.shape[2])] = True
+        canvas[: len(picture), :height, :width] = small.to(canvas.device)
     return replace(images, given_masks=placed)
 
 

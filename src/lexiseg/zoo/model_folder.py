@@ -112,6 +112,8 @@ class OutputSettings(Section):
     """Share of itself a mask must keep in a panoptic result."""
     top_instances: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Most instances of one picture."""
+    least_cover: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Mask probability a pixel needs from some mask to have a class in a semantic result."""
 
 
 class FileFacts(Section):
