@@ -249,6 +249,47 @@ def test_results_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "good.json").is_file()
 
 
+def test_given_masks(tmp_path: Path) -> None:
+    path, labels = photo(tmp_path / "a.jpg"), np.zeros((40, 60), np.uint8)
+    labels[5:20, 3:20], labels[30:, 40:] = 4, 9
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    for task, values in (("semantic", {0, 2, 255}), ("panoptic", {0, 1, 2}), ("instance", {0, 1, 2})):
+        out = tmp_path / task
+        done = segment(path, "--task", task, "--masks", tmp_path / "labels.png", "--out", out)
+        assert done.exit_code == 0, done.output
+        assert set(np.unique(Image.open(out / "a.labels.png"))) == values
+    found = json.loads((tmp_path / "instance" / "a.json").read_text())["segments"]
+    assert {s["mask_id"]: (s["label"], s["area"]) for s in found} == {4: ("red", 255), 9: ("blue", 200)}
+
+
+def test_given_masks_for_many_photos(tmp_path: Path) -> None:
+    photos = [photo(tmp_path / "photos" / name) for name in ("a.jpg", "b.png", "c.jpg", "d.jpg")]
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.ones((2, 40, 60), bool))
+    Image.fromarray(np.ones((40, 60), np.uint8)).save(folder / "b.png")
+    (folder / "c.json").write_text(json.dumps([{"size": [40, 60], "counts": [30, 70]}]))
+    done = segment(tmp_path / "photos", "--task", "instance", "--masks", folder, "--out", tmp_path / "o", "--json")
+    assert done.exit_code == 1
+    printed = json.loads(done.stdout)
+    assert [len(entry["segments"]) for entry in printed["results"]] == [2, 1]
+    assert [failure["photo"] for failure in printed["failures"]] == [str(path) for path in photos[2:]]
+    assert "c.json: entry 1: its counts do not add up" in printed["failures"][0]["error"]
+    assert "d.png: there is no such file" in printed["failures"][1]["error"]
+
+
+def test_wrong_masks_are_a_wrong_call(tmp_path: Path) -> None:
+    paths = [photo(tmp_path / "a.jpg"), photo(tmp_path / "b.png")]
+    for masks, expected in (
+        (tmp_path / "none", "there is no such file or folder"),
+        (paths[1], "one file for 2 photos; give a folder of files named like them (.png, .npy, .npz, .json)"),
+        (tmp_path, "the photos are in this folder too"),
+    ):
+        done = segment(*paths, "--masks", masks, "--out", tmp_path / "o")
+        assert done.exit_code == 2
+        assert expected in " ".join(done.stderr.split()) and done.stderr.startswith(f"lexiseg: --masks {masks}: ")
+
+
 def test_models() -> None:
     done = lexiseg("models")
     assert done.exit_code == 0

@@ -62,6 +62,13 @@ def segment(
     ],
     task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
     model: Model = DEFAULT_MODEL,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Masks to name, in place of the model's own: a label map (.png, .npy), bool masks (.npy, .npz) or "
+            "COCO run lengths (.json); for several photos a folder of such files, named like the photos."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")] = Path("out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
     background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
@@ -82,6 +89,7 @@ def segment(
     from lexiseg.images import ImageError, ImageLimits
 
     paths = list(_expand(photos))
+    mask_files = None if masks is None else _mask_files(masks, paths)
     stems = _distinct_stems(paths, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +98,7 @@ def segment(
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
     segmenter = _segmenter(model, device, limits)
     try:
-        stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score)
+        stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
         _wrong(str(error))
 
@@ -265,6 +273,23 @@ def _expand(photos: Sequence[Path]) -> Iterator[Path]:
             if real not in seen:
                 seen.add(real)
                 yield path
+
+
+def _mask_files(masks: Path, photos: Sequence[Path]) -> list[Path]:
+    """The file with the masks of each photo, there or not: one that is missing is a failure of its photo alone."""
+    from lexiseg.mask_input import SUFFIXES, find_masks
+
+    if not masks.exists():
+        _wrong(f"--masks {masks}: there is no such file or folder")
+    if masks.is_dir():
+        found = [find_masks(masks, photo.stem) for photo in photos]
+        if any(file.resolve() == photo.resolve() for file, photo in zip(found, photos, strict=True)):
+            _wrong(f"--masks {masks}: the photos are in this folder too; put the masks into one of their own")
+        return found
+    if len(photos) > 1:
+        kinds = ", ".join(SUFFIXES)
+        _wrong(f"--masks {masks}: one file for {len(photos)} photos; give a folder of files named like them ({kinds})")
+    return [masks]
 
 
 def _is_result(path: Path) -> bool:
