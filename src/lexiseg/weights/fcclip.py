@@ -7,17 +7,16 @@ is split into the state dict of the system and that of the text encoder.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lexiseg.weights.rules import Conversion, ConversionError, Fresh, Ignored, Rule, convert
+from lexiseg.weights import mask2former
+from lexiseg.weights.mask2former import DECODER, PIXEL_DECODER
+from lexiseg.weights.rules import Conversion, Fresh, Ignored, Rule, convert, count_names, shape_of
 
 CLIP = "backbone.clip_model."
-PIXEL_DECODER = "sem_seg_head.pixel_decoder."
-DECODER = "sem_seg_head.predictor."
 
 SYSTEM_RULES = (
     # The head's norm sits in the trunk's name space, but it is applied after pooling: it belongs to the projection.
@@ -103,26 +102,16 @@ def describe(source: Mapping[str, Tensor]) -> Layout:
         family = "resnet"
         stage_pattern, width_name = visual + "layer{}.{}.conv3.weight", visual + "layer{}.0.conv3.weight"
         stage_names = range(1, 5)
-    depths = tuple(_count(source, stage_pattern.replace("{}", str(stage), 1)) for stage in stage_names)
-    widths = tuple(_shape(source, width_name.replace("{}", str(stage)))[0] for stage in stage_names)
-    embed_dim = _shape(source, CLIP + "text_projection", 2)[1]
-    num_queries, width = _shape(source, DECODER + "query_feat.weight", 2)
-    levels = _shape(source, DECODER + "level_embed.weight")[0]
-    weights_rows = _shape(source, PIXEL_DECODER + "transformer.encoder.layers.0.self_attn.attention_weights.weight")[0]
+    depths = tuple(count_names(source, stage_pattern.replace("{}", str(stage), 1)) for stage in stage_names)
+    widths = tuple(shape_of(source, width_name.replace("{}", str(stage)))[0] for stage in stage_names)
+    embed_dim = shape_of(source, CLIP + "text_projection", 2)[1]
     return Layout(
         family=family,
         tower=TOWERS.get((family, depths, widths, embed_dim)),
         depths=depths,
         widths=widths,
         embed_dim=embed_dim,
-        num_queries=num_queries,
-        width=width,
-        mask_width=_shape(source, PIXEL_DECODER + "mask_features.weight")[0],
-        encoder_layers=_count(source, PIXEL_DECODER + "transformer.encoder.layers.{}.norm1.weight"),
-        encoder_ffn_width=_shape(source, PIXEL_DECODER + "transformer.encoder.layers.0.linear1.weight")[0],
-        decoder_layers=_count(source, DECODER + "transformer_ffn_layers.{}.norm.weight"),
-        decoder_ffn_width=_shape(source, DECODER + "transformer_ffn_layers.0.linear1.weight")[0],
-        heads_times_points=weights_rows // levels,
+        **mask2former.describe_decoders(source),
     )
 
 
@@ -146,17 +135,3 @@ def convert_official(
         {name: tensor for name, tensor in account.tensors.items() if not name.startswith("text.")},
         {name[5:]: tensor for name, tensor in account.tensors.items() if name.startswith("text.")},
     )
-
-
-def _count(source: Mapping[str, Tensor], pattern: str) -> int:
-    numbered = re.compile(re.escape(pattern).replace(re.escape("{}"), r"\d+"))
-    return sum(1 for name in source if numbered.fullmatch(name))
-
-
-def _shape(source: Mapping[str, Tensor], name: str, dimensions: int | None = None) -> tuple[int, ...]:
-    if name not in source:
-        raise ConversionError(f"{name} is missing, so the size of the model cannot be told")
-    shape = tuple(source[name].shape)
-    if len(shape) != (dimensions or max(len(shape), 1)):
-        raise ConversionError(f"{name}: {list(shape)} has the wrong number of dimensions")
-    return shape

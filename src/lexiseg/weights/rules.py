@@ -144,6 +144,22 @@ def source_name(target: str, rules: Iterable[Rule]) -> str | None:
     return None
 
 
+def count_names(source: Mapping[str, Tensor], pattern: str) -> int:
+    """How many names match a pattern in which `{}` stands for a number: the layers of a stack, for one."""
+    numbered = _compile(pattern)
+    return sum(1 for name in source if numbered.fullmatch(name))
+
+
+def shape_of(source: Mapping[str, Tensor], name: str, dimensions: int | None = None) -> tuple[int, ...]:
+    """The shape of a tensor that tells the size of a model; raises `ConversionError` where it is absent."""
+    if name not in source:
+        raise ConversionError(f"{name} is missing, so the size of the model cannot be told")
+    shape = tuple(source[name].shape)
+    if len(shape) != (dimensions or max(len(shape), 1)):
+        raise ConversionError(f"{name}: {list(shape)} has the wrong number of dimensions")
+    return shape
+
+
 def _compile(pattern: str) -> re.Pattern[str]:
     escaped = re.escape(pattern).replace(re.escape("{}"), r"(\d+)").replace(re.escape("{*}"), r"(.+)")
     return re.compile(escaped)
