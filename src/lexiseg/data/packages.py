@@ -1,10 +1,12 @@
 """Labelled photos in the folder-or-zip format of the project's data packages.
 
-<name>/images/<id>.jpg     RGB photo
-<name>/labels/<id>.png     8-bit class index, 255 = ignore
-<name>/segments/<id>.png   8-bit region index inside the photo, 0 = none (optional)
-<name>/segments.json       id -> [[region, class, iscrowd], ...]         (optional)
-<name>/dataset.json        classes, ignore, splits, ...
+<name>/images/<id>.jpg     RGB photo; another ending where dataset.json has an "image_suffix"
+<name>/labels/<id>.png     class index, 8 or 16 bits; 255 = ignore unless dataset.json says otherwise
+<name>/segments/<id>.png   region index inside the photo, 8 or 16 bits, 0 = none        (optional)
+<name>/segments.json       id -> [[region, class, iscrowd], ...]                        (optional)
+<name>/instances.json      id -> [{"class", "area", "iscrowd", "rle"}, ...]             (optional)
+<name>/dataset.json        classes, ignore, splits; optional: isthing, words (phrases to ask for instead of the names
+                           of the classes), word_class (the class of each of them), measures, remarks
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +31,11 @@ class LabelledPhoto:
     id: str
     image: NDArray[np.uint8]
     """[H, W, 3] RGB."""
-    labels: NDArray[np.uint8]
-    """[H, W] class index, 255 = ignore."""
-    regions: NDArray[np.uint8]
-    """[H, W] region index inside the photo, 0 = none. All 0 where the package has no regions."""
+    labels: NDArray[Any]
+    """[H, W] class index; 16 bits where the package has more than 255."""
+    regions: NDArray[Any]
+    """[H, W] region index inside the photo, 0 = none; 16 bits where there are more than 255. All 0 where the package
+    has no regions."""
 
 
 class LabelledPhotos:
@@ -53,7 +57,10 @@ class LabelledPhotos:
         try:
             description = json.loads(self.read("dataset.json"))
         except (KeyError, FileNotFoundError):
-            raise ValueError(f"{self.path}: no dataset.json inside, so this is no data package") from None
+            raise ValueError(
+                f"{self.path}: no dataset.json inside, so this is no data package, or one whose preparation is not "
+                "finished (the same command goes on)"
+            ) from None
         self.name: str = description.get("name", self.root)
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.ignore: int = description.get("ignore", 255)
@@ -63,6 +70,16 @@ class LabelledPhotos:
         )
         self.has_regions = bool(description.get("segments"))
         self.license: str = str(description.get("license", ""))
+        self.image_suffix: str = description.get("image_suffix", ".jpg")
+        self.title: str = description.get("title", self.name)
+        self.words: tuple[tuple[str, ...], ...] = tuple(
+            tuple(phrases) for phrases in description.get("words", [[name] for name in self.classes])
+        )
+        self.word_class: tuple[int, ...] = tuple(description.get("word_class", range(len(self.classes))))
+        self.measures: tuple[str, ...] = tuple(description.get("measures", ("miou",)))
+        self.remarks: tuple[str, ...] = tuple(description.get("remarks", ()))
+        if len(self.words) != len(self.word_class) or set(self.word_class) - set(range(len(self.classes))):
+            raise ValueError(f"{self.path}: dataset.json has {len(self.words)} words that do not fit its classes")
 
     def read(self, name: str) -> bytes:
         """One member of the package. KeyError or FileNotFoundError where it is missing."""
@@ -83,14 +100,22 @@ class LabelledPhotos:
         except (KeyError, FileNotFoundError):
             return {}
 
+    @cached_property
+    def instances(self) -> dict[str, list[dict[str, Any]]] | None:
+        """id -> annotated things, which may overlap; None where the package has none apart from its regions."""
+        try:
+            return json.loads(self.read("instances.json"))
+        except (KeyError, FileNotFoundError):
+            return None
+
     def photo(self, id: str) -> LabelledPhoto:
-        image = self._array(f"images/{id}.jpg", "RGB")
+        image = self._array(f"images/{id}{self.image_suffix}", "RGB")
         labels = self._array(f"labels/{id}.png", None)
         regions = self._array(f"segments/{id}.png", None) if self.has_regions else np.zeros_like(labels)
         if image.shape[:2] != labels.shape or regions.shape != labels.shape:
             raise ValueError(f"{self.name}/{id}: photo, labels and regions differ in size")
         return LabelledPhoto(id, image, labels, regions)
 
-    def _array(self, name: str, mode: str | None) -> NDArray[np.uint8]:
+    def _array(self, name: str, mode: str | None) -> NDArray[Any]:
         with Image.open(io.BytesIO(self.read(name))) as picture:
             return np.asarray(picture if mode is None else picture.convert(mode))
