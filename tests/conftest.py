@@ -1,11 +1,15 @@
 """What several tests need: the sample photo, and the reference data where a checkout has it."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import sklearn
 import torch
+
+from tests.proposals.tiny_transformers import TINY
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,3 +45,10 @@ def street_tiny() -> Path:
     if not (folder / "model.safetensors").is_file():
         pytest.skip("this checkout carries no embedded model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model of transformers, by its `model_type`; made when it is first asked for."""
+    pytest.importorskip("transformers")
+    return cache(lambda model_type: TINY[model_type](tmp_path_factory.mktemp(model_type)))

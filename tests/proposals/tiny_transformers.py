@@ -7,6 +7,7 @@ numbers of a folder are the same in every process.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,23 @@ def tiny_sam(folder: Path) -> Path:
 
 def tiny_sam2(folder: Path) -> Path:
     """SAM 2; looks at 128 x 128 pixels. What it thinks of its masks means nothing: see `EVERY_MASK`."""
-    from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig
+    from transformers import Sam2Config, Sam2Model
+
+    return _save(Sam2Model, Sam2Config(**_sam2()), folder, _SAM2_PREPROCESSOR)
+
+
+def tiny_sam2_video(folder: Path) -> Path:
+    """SAM 2 as it is published, with the parts that follow things through films."""
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    return _save(Sam2VideoModel, Sam2VideoConfig(**_sam2(), **_memory()), folder, _SAM2_PREPROCESSOR)
+
+
+_SAM2_PREPROCESSOR = {"image_mean": MEAN, "image_std": STD, "size": {"height": 128, "width": 128}}
+
+
+def _sam2() -> dict[str, Any]:
+    from transformers import Sam2HieraDetConfig, Sam2VisionConfig
 
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
@@ -146,13 +163,11 @@ def tiny_sam2(folder: Path) -> Path:
         backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         fpn_hidden_size=16,
     )
-    config = Sam2Config(
-        vision_config=vision,
-        prompt_encoder_config={"hidden_size": 16, "image_size": 128, "mask_input_channels": 4},
-        mask_decoder_config=_mask_decoder(),
-    )
-    size = {"height": 128, "width": 128}
-    return _save(Sam2Model, config, folder, {"image_mean": MEAN, "image_std": STD, "size": size})
+    return {
+        "vision_config": vision,
+        "prompt_encoder_config": {"hidden_size": 16, "image_size": 128, "mask_input_channels": 4},
+        "mask_decoder_config": _mask_decoder(),
+    }
 
 
 def tiny_sam3(folder: Path) -> Path:
@@ -178,20 +193,7 @@ def tiny_sam3_video(folder: Path) -> Path:
         "detr_decoder_config": {**narrow, "num_layers": 1, "intermediate_size": 16, "num_queries": 4},
         "mask_decoder_config": narrow,
     }
-    memory = {
-        "memory_attention_hidden_size": 16,
-        "memory_attention_num_layers": 1,
-        "memory_attention_num_attention_heads": 1,
-        "memory_attention_feed_forward_hidden_size": 16,
-        "memory_attention_rope_feat_sizes": [8, 8],
-        "memory_encoder_hidden_size": 16,
-        "memory_encoder_output_channels": 8,
-        "mask_downsampler_embed_dim": 16,
-        "memory_fuser_embed_dim": 16,
-        "memory_fuser_intermediate_dim": 16,
-        "memory_fuser_num_layers": 1,
-    }
-    config = Sam3VideoConfig(detector_config=detector, tracker_config={**tracker, **memory, "image_size": 112})
+    config = Sam3VideoConfig(detector_config=detector, tracker_config={**tracker, **_memory(), "image_size": 112})
     model = _random(Sam3VideoModel, config)
     config.architectures = ["Sam3VideoModel"]
     config.save_pretrained(folder)
@@ -228,6 +230,22 @@ def _sam3_tracker() -> dict[str, Any]:
     }
 
 
+def _memory() -> dict[str, Any]:
+    return {
+        "memory_attention_hidden_size": 16,
+        "memory_attention_num_layers": 1,
+        "memory_attention_num_attention_heads": 1,
+        "memory_attention_feed_forward_hidden_size": 16,
+        "memory_attention_rope_feat_sizes": [8, 8],
+        "memory_encoder_hidden_size": 16,
+        "memory_encoder_output_channels": 8,
+        "mask_downsampler_embed_dim": 16,
+        "memory_fuser_embed_dim": 16,
+        "memory_fuser_intermediate_dim": 16,
+        "memory_fuser_num_layers": 1,
+    }
+
+
 def _mask_decoder() -> dict[str, int]:
     return {
         "hidden_size": 16,
@@ -259,3 +277,16 @@ def _random(model_class: Any, config: Any) -> Any:
                 if "output_hypernetworks_mlps" in name and "proj_out" in name:
                     parameter.mul_(10)  # masks with edges, as trained ones have
     return model
+
+
+TINY: dict[str, Callable[[Path], Path]] = {
+    "mask2former": tiny_mask2former,
+    "eomt": tiny_eomt,
+    "eomt_dinov3": tiny_eomt_dinov3,
+    "sam": tiny_sam,
+    "sam2": tiny_sam2,
+    "sam2_video": tiny_sam2_video,
+    "sam3_tracker": tiny_sam3,
+    "sam3_video": tiny_sam3_video,
+}
+"""By `model_type`."""
