@@ -66,8 +66,10 @@ def lookup(tree: Any, path: str) -> Any:
     raise Missing(f"no value at {path}")
 
 
-def strided(full: np.ndarray, stored: np.ndarray, described: Mapping[str, Any]) -> np.ndarray:
-    """The entries of `full` that a case stores, by the description of the array."""
+def strided(full: np.ndarray, stored: np.ndarray, described: Mapping[str, Any] | str) -> np.ndarray:
+    """The entries of `full` that a case stores, by the description of the array; a sentence describes a whole one."""
+    if isinstance(described, str):
+        return full
     if described.get("kind") == "sample":
         return full.reshape(-1)[:: int(described["stride"])][: stored.size].reshape(stored.shape)
     if full.shape == stored.shape or full.ndim != stored.ndim:

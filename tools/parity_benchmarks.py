@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lexiseg.data import ade20k, ade20k_full, coco_stuff, pascal_context, voc
 from lexiseg.metrics.boundary import BoundaryConfusion
 from lexiseg.metrics.instances import InstanceMatches, IouType, ScoredInstance, TrueInstance
 from lexiseg.metrics.panoptic import PanopticCounts, PanopticSegment, Quality, iou_sums
@@ -38,6 +39,8 @@ def run(case: Case, arrays: Arrays, folder: Path) -> Values | None:
     """The values of a case of this module, or None if it is not one."""
     if "stats_segm" in case and "detections" in case:
         return coco_ap(case)
+    if case["inputs"] == ["ade847_sizes_in"]:
+        return label_maps(arrays, folder)
     if {"gt0", "pred0"} <= set(case["inputs"]):
         return panoptic(case, arrays)
     if set(case["inputs"]) == {"gt", "pred"}:
@@ -185,3 +188,22 @@ def coco_ap(case: Case) -> Values:
         new[f"stats_{kind}"] = [-1.0 if math.isnan(value) else value for value in numbers]
         new[f"per_class_AP_{kind}"] = {str(id): result.per_class[row] for id, row in index.items()}
     return new
+
+
+def label_maps(arrays: Arrays, folder: Path) -> Values:
+    """Sections 2 and 4: every conversion of every raw value. The names of Pascal Context come from its class lists."""
+    lists = json.loads((folder / "vocabularies-plain.json").read_text())["names"]
+    names = dict(enumerate(lists["pascal-context-459"], start=1))
+    numbers = pascal_context.frequent_numbers(names, lists["pascal-context-59"])
+    bytes_ = np.arange(256, dtype=np.uint8)
+    return {
+        "voc21_to_voc20b": voc.table_20b(),
+        "voc21_to_voc20": voc.table_20(),
+        "voc21_to_voc20_table": voc.table_20(),
+        "coco_stuff_182_to_171": coco_stuff.table(),
+        "ade150": ade20k.class_labels(bytes_),
+        "pascal_context_59": pascal_context.table_59(numbers),
+        "pascal_context_459": pascal_context.class_labels(np.arange(461, dtype=np.uint16)),
+        "ade847": ade20k_full.table(),
+        "ade847_sizes_out": np.array([ade20k_full.measured_size(tuple(size)) for size in arrays["ade847_sizes_in"]]),
+    }

@@ -80,8 +80,13 @@ def table_59(numbers: list[int]) -> NDArray[np.uint8]:
 
 
 def table_459() -> NDArray[np.uint16]:
-    """[460] LabelMap value -> label of context-459: 0 = none becomes 65535."""
-    return np.arange(CLASSES + 1, dtype=np.uint16) - np.uint16(1)  # 0 wraps
+    """[460] LabelMap value -> label of context-459."""
+    return class_labels(np.arange(CLASSES + 1, dtype=np.uint16))
+
+
+def class_labels(raw: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """0 = none, 1..459 -> 65535, 0..458."""
+    return raw - np.uint16(1)  # 0 wraps to 65535
 
 
 def _names(source: Source) -> dict[int, str]:
