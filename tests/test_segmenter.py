@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from lexiseg.images import ImageError, ImageLimits, read_image
 from lexiseg.results import Result
 from lexiseg.segmenter import Segmenter, naming_system, pick_device
 from lexiseg.vocabulary import Vocabulary, VocabularyClass, VocabularyError
-from tests.colour_model import colour_model
+from lexiseg.zoo.model_folder import GeneratorText
+from tests.colour_model import ColourText, colour_model
 
 WORDS = "red, green | grass, blue"
 
@@ -150,6 +152,25 @@ def test_words_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = colour_model("once")
     Segmenter(again, "cpu")(three_colours(), "green, red")
     assert again.text_encoder().prompts == []  # from the disk
+
+
+class OtherText(ColourText):
+    """The tower of another CLIP."""
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        return super().encode(prompts).flip(-1)
+
+
+def test_a_generator_may_read_the_words_of_another_clip(segmenter: Segmenter) -> None:
+    text = OtherText()
+    query = GeneratorText(lambda: text, "other tower", ("a {}", "{}."))
+    both = Segmenter(replace(colour_model(), query=query), "cpu")
+    read = []
+    both.model.system.generator.register_forward_hook(lambda module, given, out: read.append(given[2]))
+    result = both(three_colours(), WORDS)
+    assert text.prompts[:2] == ["a red", "red."]
+    torch.testing.assert_close(read[0].query, read[0].region.flip(-1))
+    assert np.array_equal(result.label_map, segmenter(three_colours(), WORDS).label_map)  # regions read their own
 
 
 def test_background(segmenter: Segmenter) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -25,7 +25,7 @@ from lexiseg.results import TASKS, Result, Task, make_result
 from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
-from lexiseg.text_bank import cache_folder, text_bank
+from lexiseg.text_bank import cache_folder, encode_vocabulary, text_bank
 from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load
@@ -221,6 +221,16 @@ class Segmenter:
                 fingerprint=self.model.fingerprint,
                 cache=cache_folder(),
             )
+            query = self.model.query
+            if query is not None:
+                encoded = encode_vocabulary(
+                    vocabulary,
+                    query.templates,
+                    query.text_encoder,
+                    fingerprint=query.fingerprint,
+                    cache=cache_folder(),
+                )
+                rows = replace(rows, query=encoded)
             bank = rows.to(self.device)
         self._banks[vocabulary] = bank
         while len(self._banks) > _REMEMBERED_VOCABULARIES:

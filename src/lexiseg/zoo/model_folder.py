@@ -162,6 +162,15 @@ class Settings(Section):
 
 
 @dataclass(frozen=True)
+class GeneratorText:
+    """How words are encoded for a generator whose CLIP is not the one that reads the regions."""
+
+    text_encoder: Callable[[], TextEncoder]
+    fingerprint: str
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """A system with everything it needs to be used, in evaluation mode."""
 
@@ -176,6 +185,8 @@ class Model:
     outputs: OutputSettings
     training_phrases: tuple[str, ...]
     card: Mapping[str, Any]
+    query: GeneratorText | None = None
+    """None where generator and scorer read the same rows."""
 
 
 Locate = Callable[[str], Path]
