@@ -32,7 +32,7 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 RUNNERS = (
     *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
     *("parity_mask_adapter", "parity_mask_adapter_system", "parity_benchmarks"),
-    "parity_mask2former",
+    *("parity_mask2former", "parity_maskclippp"),
 )
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {

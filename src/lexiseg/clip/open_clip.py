@@ -19,6 +19,7 @@ from torch import nn
 
 import lexiseg.clip.pyramid  # noqa: F401 - registers our own tower with timm
 from lexiseg.clip.convnet import TimmTrunk
+from lexiseg.clip.eva import EvaTrunk
 from lexiseg.clip.projection import Projection
 from lexiseg.clip.resnet import ResNetTrunk
 from lexiseg.clip.text import TextEncoder
@@ -82,6 +83,34 @@ def build_image_tower(
         if isinstance(vision.get("layers"), (list, tuple)):
             return _resnet_tower(vision, embed_dim, frozen)
     raise UnsupportedTower("the image tower is a transformer; only convolutional ones have maps to pool")
+
+
+def build_transformer_tower(
+    model: str | Mapping[str, Any], *, frozen: bool = True, device: str | torch.device = "meta"
+) -> EvaTrunk:
+    """The image tower of an EVA-CLIP, head included. On a real device its weights are random: a start for training."""
+    config = clip_config(model)
+    vision, embed_dim = config["vision_cfg"], config["embed_dim"]
+    _refuse_unknown(vision, TIMM_KEYS, "vision_cfg")
+    if not is_transformer(model):
+        raise UnsupportedTower("the image tower is no EVA-CLIP transformer")
+    if (pool := vision.get("timm_pool")) != "token" or vision.get("timm_proj"):
+        raise UnsupportedTower(f"timm_pool {pool!r}, timm_proj {vision.get('timm_proj')!r}: EVA-CLIP reads its token")
+    with torch.device(device):
+        model_with_head = TimmModel(
+            vision["timm_model_name"],
+            embed_dim,
+            image_size=vision.get("image_size", 224),
+            pool=pool,
+            proj=None,
+            drop_path=vision.get("timm_drop_path"),
+        )
+        return EvaTrunk(model_with_head.trunk, frozen=frozen)
+
+
+def is_transformer(model: str | Mapping[str, Any]) -> bool:
+    """Whether the image tower of a model is an EVA-CLIP transformer, told by the name of its architecture."""
+    return str(clip_config(model)["vision_cfg"].get("timm_model_name", "")).startswith("eva")
 
 
 def build_text_encoder(model: str | Mapping[str, Any], *, device: str | torch.device = "meta") -> TextEncoder:

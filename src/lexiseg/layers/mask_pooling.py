@@ -21,6 +21,15 @@ def mean_inside(features: Tensor, inside: Tensor) -> Tensor:
     return total / (weights.sum(dim=-1, keepdim=True) + 1e-8)  # the released models were scored with 1e-8
 
 
+LEAST_SEEN = 1e-3
+"""What a cell must have of a soft mask for the mask to be there at all: masks that are hard logits are nowhere 0."""
+
+
+def is_seen(masks: Tensor) -> Tensor:
+    """masks [B, Q, h, w] in 0..1 -> bool [B, Q]: false where a mask is in none of the cells."""
+    return masks.flatten(2).amax(dim=-1) > LEAST_SEEN
+
+
 def soft_mean(features: Tensor, weights: Tensor) -> Tensor:
     """features [B, C, h, w], weights [B, Q, h, w] in 0..1 -> [B, Q, C], zero where a mask is empty.
 

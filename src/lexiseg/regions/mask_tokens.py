@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lexiseg.geometry import TowerView
+from lexiseg.layers.mask_pooling import is_seen
 from lexiseg.regions.masked_attention import soft_bias
 from lexiseg.types import Features, Images, Regions, Size
 
@@ -46,7 +47,7 @@ class MaskTokens(nn.Module):
         view = self.view(images)
         grid_hw = self.grid_of(view)
         masks = self.view.masks(mask_logits.detach().sigmoid(), images, view, grid_hw)
-        return Regions(embeds=self.look(view, masks), valid=masks.flatten(2).sum(-1) > 0)
+        return Regions(embeds=self.look(view, masks), valid=is_seen(masks))
 
     def grid_of(self, view: Images) -> Size:
         """Rows and columns of patches of a view."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.geometry import TowerView
+from lexiseg.layers.mask_pooling import is_seen
 from lexiseg.regions.attention_pool import MaskedAttention2d
 from lexiseg.types import Features, Images, Regions, Size
 
@@ -73,4 +74,4 @@ class SoftAttentionPool(nn.Module):
         dense = self.trunk(view).dense
         grid_hw = (dense.shape[-2], dense.shape[-1])
         masks = self.view.masks(mask_logits.detach().sigmoid(), images, view, grid_hw)
-        return Regions(embeds=self.pool(dense, masks), valid=masks.flatten(2).sum(-1) > 0)
+        return Regions(embeds=self.pool(dense, masks), valid=is_seen(masks))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lexiseg.geometry import TowerView
 from lexiseg.layers.dense_projection import project_dense
-from lexiseg.layers.mask_pooling import soft_mean
+from lexiseg.layers.mask_pooling import is_seen, soft_mean
 from lexiseg.types import Features, Images, Regions
 
 
@@ -40,6 +40,6 @@ class SoftMaskPool(nn.Module):
         masks = self.view.masks(mask_logits.detach().sigmoid(), images, view, grid_hw)
         return Regions(
             embeds=self.projection(soft_mean(dense, masks)),
-            valid=masks.flatten(2).sum(-1) > 0,
+            valid=is_seen(masks),
             dense_embeds=project_dense(dense, self.projection, "position") if self.shows_picture else None,
         )
