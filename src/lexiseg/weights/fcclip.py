@@ -32,13 +32,12 @@ SYSTEM_RULES = (
     Rule("void_embedding.weight", "generator.void_embedding.weight"),
 )
 
-TEXT_RULES = (
-    Rule(CLIP + "positional_embedding", "positional_embedding"),
-    Rule(CLIP + "text_projection", "text_projection"),
-    Rule(CLIP + "token_embedding.{*}", "token_embedding.{*}"),
-    Rule(CLIP + "transformer.{*}", "transformer.{*}"),
-    Rule(CLIP + "ln_final.{*}", "ln_final.{*}"),
-)
+
+def text_rules(clip: str) -> tuple[Rule, ...]:
+    """For the text tower of a CLIP whose names begin with `clip`."""
+    names = ("token_embedding.{*}", "transformer.{*}", "ln_final.{*}", "positional_embedding", "text_projection")
+    return tuple(Rule(clip + name, name) for name in names)
+
 
 IGNORED = (
     Ignored("criterion.empty_weight", "class weights of the training loss"),
@@ -121,15 +120,16 @@ def convert_official(
     text: Mapping[str, tuple[int, ...]],
     rules: Sequence[Rule] = SYSTEM_RULES,
     ignored: Sequence[Ignored] = IGNORED,
+    clip: str = CLIP,
 ) -> tuple[Conversion, dict[str, Tensor], dict[str, Tensor]]:
     """Fills the system's and the text encoder's state dicts (name -> shape) from one official checkpoint.
 
-    rules, ignored: of the layouts that build on this one. Returns the whole account, whose text targets are prefixed
-    "text.", then the two state dicts.
+    rules, ignored: of the layouts that build on this one. clip: how the names of its text tower begin. Returns the
+    whole account, whose text targets are prefixed "text.", then the two state dicts.
     """
-    text_rules = [Rule(rule.pattern, "text." + rule.target, rule.change) for rule in TEXT_RULES]
+    words = [Rule(rule.pattern, "text." + rule.target) for rule in text_rules(clip)]
     targets = {**system, **{"text." + name: shape for name, shape in text.items()}}
-    account = convert(source, targets, [*rules, *text_rules], ignored, FRESH)
+    account = convert(source, targets, [*rules, *words], ignored, FRESH)
     return (
         account,
         {name: tensor for name, tensor in account.tensors.items() if not name.startswith("text.")},
