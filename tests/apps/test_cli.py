@@ -19,6 +19,7 @@ from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.loading import load
 from lexiseg.zoo.model_folder import Model, save_model_folder
 from tests.colour_model import colour_model
+from tests.data.publishers import voc
 from tests.zoo.conftest import GENERATOR, TOWERS
 
 WORDS = "red, green | grass, blue"
@@ -359,6 +360,31 @@ def test_eval(tmp_path: Path) -> None:
     done = lexiseg("eval", "--data", tmp_path / "nothing.zip", "--model", "colours")
     assert done.exit_code == 2
     assert "nothing.zip" in done.stderr
+
+
+def test_data_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXISEG_DATA", str(tmp_path / "prepared"))
+    listed = lexiseg("data", "prepare")
+    assert listed.exit_code == 0
+    assert "voc-21" in listed.stdout
+    assert "VOCtrainval_11-May-2012.tar" in listed.stdout
+    voc(tmp_path / "source")
+    done = lexiseg("data", "prepare", "voc-21", "--source", tmp_path / "source")
+    assert done.exit_code == 1, done.output  # three of 1449 photos
+    assert "3 photos of PASCAL VOC-21" in done.stdout
+    assert "3 photos where PASCAL VOC-21, background by its name has 1449" in done.stderr
+    assert (tmp_path / "prepared/voc-21/dataset.json").is_file()
+    (tmp_path / "empty").mkdir()
+    for wrong, message in (
+        (("nonsense",), "choose one of"),
+        (("voc-21",), "give the folder with its files as --source"),
+        (("voc-20", "--source", tmp_path / "empty"), "nothing in it"),
+        (("cityscapes", "--source", tmp_path / "source"), "3 parts of Cityscapes are missing"),
+    ):
+        done = lexiseg("data", "prepare", *wrong)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 4
 
 
 def test_train_lists_recipes_and_shows_their_options() -> None:

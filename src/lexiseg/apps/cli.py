@@ -36,6 +36,15 @@ app = typer.Typer(
 )
 
 
+data_app = typer.Typer(
+    help="Data sets: benchmarks from their publishers' files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app, name="data")
+
+
 class TaskName(StrEnum):
     """What kind of masks."""
 
@@ -244,6 +253,54 @@ def evaluate(
     print(json.dumps(measured.to_dict(), indent=1, ensure_ascii=False) if as_json else measured.to_markdown())
 
 
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[str | None, typer.Argument(help="The benchmark. Without one they are listed.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the publisher's files, unpacked or not, or one archive: .zip, .tar, .tar.gz."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the package. Default: where `lexiseg eval` looks for its name.")
+    ] = None,
+) -> None:
+    """Turn the files of a benchmark, as its publisher ships them, into what `lexiseg eval` reads.
+
+    The same command goes on where it stopped. Nothing is downloaded: what is missing is listed with the place that
+    offers it. Exit status 1 says that the package is not the whole benchmark.
+    """
+    from lexiseg.data.benchmarks import BENCHMARKS, prepared_folder
+    from lexiseg.data.preparation import prepare
+
+    if name is None:
+        print("Benchmarks (`lexiseg data prepare NAME --source DIR`):\n")
+        for key, benchmark in BENCHMARKS.items():
+            print(f"  {key:16} {benchmark.title}; {', '.join(benchmark.measures)}")
+            for part in benchmark.parts:
+                print(f"{'':18} {part.what}{' (may be missing)' if part.without else ''}: {part.offered}")
+        return
+    if name not in BENCHMARKS:
+        _wrong(f"no benchmark is called {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    if source is None:
+        _wrong(f"{name}: give the folder with its files as --source; `lexiseg data prepare` lists what it consists of")
+    console = _console(stderr=True)
+    try:
+        done = prepare(
+            name,
+            source,
+            out or prepared_folder(name),
+            progress=lambda ids, total: _with_progress(ids, total, console, f"preparing {name}"),
+        )
+    except (ValueError, OSError) as error:
+        _say(f"lexiseg: {error}")  # a line for each part that is missing
+        raise typer.Exit(2) from None
+    print(f"{done.folder}: {done.photos} photos of {BENCHMARKS[name].title}")
+    for remark in done.remarks:
+        _say(f"lexiseg: {remark}")
+    if not done.complete:
+        raise typer.Exit(1)
+
+
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
@@ -367,14 +424,14 @@ def _segmenter(model: str, device: str, limits: Any) -> Segmenter:
     return segmenter
 
 
-def _with_progress(stream: Iterable[Any], total: int, console: Console) -> Iterator[Any]:
+def _with_progress(stream: Iterable[Any], total: int, console: Console, what: str = "segmenting") -> Iterator[Any]:
     """A bar on stderr for more than one photo, where somebody is looking."""
     if total < 2 or not console.is_terminal:
         yield from stream
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield from progress.track(stream, total=total)
 
