@@ -63,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise TransformersFolderError(
             folder, f"has no {CONFIG_FILE}; give the folder of a model in the layout of the Hugging Face hub"
         )
-    _check_numbers(folder, CONFIG_FILE, config)
+    _check_numbers(folder, config)
     return config
 
 
@@ -204,20 +204,21 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
     return content
 
 
-def _check_numbers(folder: Path, name: str, value: Any) -> None:
-    """name: of the field, for the message."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_numbers(folder, str(key), inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_numbers(folder, name, inner)
-    elif isinstance(value, int):
-        limit = MAX_LAYERS if any(word in name for word in ("layers", "blocks", "depth", "stages")) else MAX_NUMBER
-        if abs(value) > limit:
-            raise TransformersFolderError(
-                folder, f"{CONFIG_FILE} has {name} = {value}, above the limit of {limit}; download it again"
-            )
+def _check_numbers(folder: Path, config: dict[str, Any]) -> None:
+    """That no number anywhere in config.json asks for a model that could not be built."""
+    open_fields: list[tuple[str, Any]] = list(config.items())
+    while open_fields:
+        name, value = open_fields.pop()
+        if isinstance(value, dict):
+            open_fields += value.items()
+        elif isinstance(value, list):
+            open_fields += [(name, inner) for inner in value]
+        elif isinstance(value, int):
+            limit = MAX_LAYERS if any(word in name for word in ("layers", "blocks", "depth", "stages")) else MAX_NUMBER
+            if abs(value) > limit:
+                raise TransformersFolderError(
+                    folder, f"{CONFIG_FILE} has {name} = {value}, above the limit of {limit}; download it again"
+                )
 
 
 def _are_numbers(values: Any, count: int) -> bool:
