@@ -23,6 +23,7 @@ from lexiseg.clip.eva import EvaTrunk
 from lexiseg.clip.projection import Projection
 from lexiseg.clip.resnet import ResNetTrunk
 from lexiseg.clip.text import TextEncoder
+from lexiseg.clip.vit import MaskPromptedTransformer
 
 # open_clip's plain names stand for exact GELU, which none of the weights that OpenAI published for them were made with.
 OPENAI_RESNETS = {"RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"}
@@ -106,6 +107,24 @@ def build_transformer_tower(
             drop_path=vision.get("timm_drop_path"),
         )
         return EvaTrunk(model_with_head.trunk, frozen=frozen)
+
+
+def build_vision_transformer(
+    model: str | Mapping[str, Any], *, prompt_depth: int = 0, device: str | torch.device = "meta"
+) -> MaskPromptedTransformer:
+    """The image tower of one of OpenAI's transformers. On a real device its weights are random: a start for training.
+
+    prompt_depth: blocks before which blank patches are replaced by learned ones; 0 for the tower as it came.
+    """
+    config = clip_config(model)
+    vision = config["vision_cfg"]
+    _refuse_unknown(vision, VISION_KEYS, "vision_cfg")
+    if not isinstance(vision.get("layers"), int):
+        raise UnsupportedTower("the image tower is not one of OpenAI's transformers")
+    with torch.device(device):
+        return MaskPromptedTransformer(
+            config["embed_dim"], prompt_depth=prompt_depth, quick_gelu=bool(config.get("quick_gelu")), **vision
+        )
 
 
 def is_transformer(model: str | Mapping[str, Any]) -> bool:

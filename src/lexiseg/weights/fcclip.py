@@ -39,6 +39,8 @@ def text_rules(clip: str) -> tuple[Rule, ...]:
     return tuple(Rule(clip + name, name) for name in names)
 
 
+TEXT_RULES = text_rules(CLIP)
+
 IGNORED = (
     Ignored("criterion.empty_weight", "class weights of the training loss"),
     Ignored(CLIP + "attn_mask", "the causal mask is computed; old releases stored it"),
