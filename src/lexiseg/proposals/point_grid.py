@@ -43,7 +43,7 @@ def distinct(masks: Tensor, quality: Tensor, box_overlap: float, mask_overlap: f
     boxes_xyxy = masks_to_boxes(masks)
     boxes_xyxy[:, 2:] += 1  # the far edge of the last pixel: a mask of one pixel has a box with an area
     best_first = nms(boxes_xyxy, quality, box_overlap)
-    overlaps = mask_ious(masks[best_first]) > mask_overlap  # [N, N]
+    overlaps = (mask_ious(masks[best_first]) > mask_overlap).cpu()  # [N, N]
     stays: list[int] = []
     for index in range(len(best_first)):
         if not overlaps[index, stays].any():
