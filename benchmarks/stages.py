@@ -28,7 +28,6 @@ from lexiseg.images import read_image
 from lexiseg.postprocess import Frame
 from lexiseg.selection import Selection, Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
-from lexiseg.text_bank import text_bank
 from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load
@@ -82,9 +81,10 @@ def no_encoder(images: Images) -> None:
 
 def output(task: str, masks: Tensor, probs: Tensor, void: Tensor, frame: Frame, settings: OutputSettings) -> Prediction:
     if task == "semantic":
-        return postprocess.semantic(masks, probs, frame)
+        return postprocess.semantic(masks, probs, frame, settings.sigmoid_at or "canvas")
+    sigmoid_at = settings.sigmoid_at or "output"
     if task == "instance":
-        return postprocess.instances(masks, probs, frame, top=settings.top_instances)
+        return postprocess.instances(masks, probs, frame, top=settings.top_instances, sigmoid_at=sigmoid_at)
     return postprocess.panoptic(
         masks,
         probs,
@@ -93,6 +93,7 @@ def output(task: str, masks: Tensor, probs: Tensor, void: Tensor, frame: Frame, 
         frame,
         object_mask_threshold=settings.object_mask_threshold,
         overlap_threshold=settings.overlap_threshold,
+        sigmoid_at=sigmoid_at,
     )
 
 
@@ -118,7 +119,7 @@ def measure(name: str, photo: Path, words: int, rounds: int, task: str, device: 
         return model.canvas([picture]).to(device)
 
     def encode() -> TextBank:
-        return text_bank(vocabulary, model.templates, model.text_encoder, model.training_phrases).to(device)
+        return model.text_bank(vocabulary).to(device)
 
     with torch.inference_mode():
         text = meter("words (once)", encode)

@@ -249,6 +249,7 @@ def panoptic_by_score(
     frame: Frame,
     object_mask_threshold: float = 0.0,
     overlap_threshold: float = 0.5,
+    sigmoid_at: SigmoidAt = "output",
 ) -> PanopticMap:
     """Non-overlapping segments of masks that overlap by their nature: the best score first, each takes what is left.
 
@@ -264,7 +265,7 @@ def panoptic_by_score(
     segments: list[Segment] = []
     stuff: dict[int, int] = {}
     for query in order[kept[order]].tolist():
-        on = _hard_mask(mask_logits[query], frame)
+        on = _hard_mask(mask_logits[query], frame, sigmoid_at)
         class_index = int(label[query])
         earlier = stuff.get(class_index)
         free = on & (ids == 0)
@@ -304,8 +305,8 @@ def best_class_each(mask_logits: Tensor, class_probs: Tensor, void_prob: Tensor,
     return InstanceMasks(masks=torch.stack(masks) if masks else none, segments=tuple(segments))
 
 
-def _hard_mask(mask_logits: Tensor, frame: Frame) -> Tensor:
+def _hard_mask(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt = "output") -> Tensor:
     """mask_logits [h, w] -> bool [H, W]: where the mask is on."""
     if mask_logits.dtype == torch.bool:
         return mask_logits
-    return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, "output")])
+    return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, sigmoid_at)])

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -25,7 +25,7 @@ from lexiseg.results import TASKS, Result, Task, make_result
 from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
-from lexiseg.text_bank import cache_folder, encode_vocabulary, text_bank
+from lexiseg.text_bank import cache_folder
 from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load
@@ -213,25 +213,7 @@ class Segmenter:
         """The encoded vocabulary on the model's device; the last few are remembered."""
         bank = self._banks.pop(vocabulary, None)
         if bank is None:
-            rows = text_bank(
-                vocabulary,
-                self.model.templates,
-                self.model.text_encoder,
-                self.model.training_phrases,
-                fingerprint=self.model.fingerprint,
-                cache=cache_folder(),
-            )
-            query = self.model.query
-            if query is not None:
-                encoded = encode_vocabulary(
-                    vocabulary,
-                    query.templates,
-                    query.text_encoder,
-                    fingerprint=query.fingerprint,
-                    cache=cache_folder(),
-                )
-                rows = replace(rows, query=encoded)
-            bank = rows.to(self.device)
+            bank = self.model.text_bank(vocabulary, cache_folder()).to(self.device)
         self._banks[vocabulary] = bank
         while len(self._banks) > _REMEMBERED_VOCABULARIES:
             self._banks.popitem(last=False)
@@ -263,12 +245,14 @@ class Segmenter:
         scored, outputs = self._scored(images, question, frame), self.model.outputs
         masks, class_probs, is_thing = scored.mask_logits, scored.class_probs, self._things(question)
         if question.task == "semantic":
-            return postprocess.semantic(masks, class_probs, frame, least_cover=outputs.least_cover)
+            sigmoid_at = outputs.sigmoid_at or "canvas"
+            return postprocess.semantic(masks, class_probs, frame, sigmoid_at, outputs.least_cover)
+        sigmoid_at = outputs.sigmoid_at or "output"
         if question.task == "instance":
-            return postprocess.instances(masks, class_probs, frame, is_thing, top=outputs.top_instances)
+            return postprocess.instances(masks, class_probs, frame, is_thing, outputs.top_instances, sigmoid_at)
         rule = postprocess.panoptic if scored.told_from_void else postprocess.panoptic_by_score
         thresholds = (outputs.object_mask_threshold, outputs.overlap_threshold)
-        return rule(masks, class_probs, scored.void_prob, is_thing, frame, *thresholds)
+        return rule(masks, class_probs, scored.void_prob, is_thing, frame, *thresholds, sigmoid_at)
 
     def _named(self, images: Images, given: PhotoMasks, question: _Question) -> Prediction:
         """What the given masks show. They are judged on the canvas, and come back on the photo's own grid."""

@@ -2,7 +2,8 @@
 
 Source of the names: the published checkpoints of HVision-NKU/MaskCLIPpp at commit 8bf4718 (names and shapes only). A
 file holds what was trained: the image tower, the similarity modelling, and in one model the words' tower. The mask
-generator, and the words' tower where it was not trained, come from other files.
+generator, and the words' tower where it was not trained, come from other files: FC-CLIP's, MAFT+'s or Mask2Former's,
+and those of the CLIP the classifier began with.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lexiseg.weights.fcclip import TOWERS
+from lexiseg.weights import fcclip, maftplus
+from lexiseg.weights.fcclip import CLIP, DECODER, PIXEL_DECODER, TOWERS, text_rules
 from lexiseg.weights.rules import ConversionError, Ignored, Rule, count_names, shape_of
 
 VISUAL = "visual_encoder.proxy."
@@ -70,9 +72,30 @@ SIMILARITY_RULES = (
     Rule(SIMILARITY + "ln_1.{*}", "scorer.norm.{*}"),
 )
 
-WORDS_RULES = (
+TEXT_RULES = (
     Rule(WORDS + "{*}", "text.{*}"),
     Rule(CLIP_SCALE, "scorer.logit_scale"),
+)
+
+GENERATOR_RULES = (
+    Rule(CLIP + "visual.trunk.{*}", "generator.backbone.trunk.{*}"),
+    Rule(CLIP + "visual.{*}", "generator.backbone.trunk.{*}"),
+    *(Rule(rule.pattern, "query_text." + rule.target) for rule in text_rules(CLIP)),
+    Rule(PIXEL_DECODER + "{*}", "generator.head.pixel_decoder.{*}"),
+    Rule(DECODER + "_mask_pooling_proj.{}.{*}", "generator.head.decoder.mask_pooling_proj.{}.{*}"),
+    Rule(DECODER + "{*}", "generator.head.decoder.{*}"),
+    Rule("void_embedding.weight", "generator.head.void_embedding.weight"),
+)
+"""Where the tensors of FC-CLIP or MAFT+ go when only masks are wanted of them."""
+
+_REPLACED = "names its masks, which the classifier does here"
+GENERATOR_IGNORED = (
+    Ignored(CLIP + "visual.trunk.head.{*}", _REPLACED),
+    Ignored(CLIP + "visual.head.{*}", _REPLACED),
+    Ignored(CLIP + "visual.attnpool.{*}", _REPLACED),
+    Ignored(CLIP + "logit_scale", _REPLACED),
+    Ignored(maftplus.TRANSFER + "{*}", _REPLACED),
+    *maftplus.IGNORED,
 )
 
 IGNORED = (
@@ -128,7 +151,56 @@ def describe(source: Mapping[str, Tensor]) -> Classifier:
 
 def rules_for(found: Classifier) -> tuple[Rule, ...]:
     """Where the tensors of a file go: embedder, scorer and, below "text.", the words' tower."""
-    return (*TOWER_RULES[found.family], *SIMILARITY_RULES, *WORDS_RULES)
+    return (*TOWER_RULES[found.family], *SIMILARITY_RULES, *TEXT_RULES)
+
+
+def clip_prefix(source: Mapping[str, Tensor]) -> str | None:
+    """What stands before the names of the words' tower in a file with a CLIP; None where there is none.
+
+    As in open_clip's own files, in its later form and EVA-CLIP's, or in FC-CLIP's.
+    """
+    return next((prefix for prefix in ("", "text.", CLIP) if prefix + "token_embedding.weight" in source), None)
+
+
+def clip_family(source: Mapping[str, Tensor]) -> str | None:
+    """The family of the image tower in a file with a CLIP, a key of TOWER_RULES; None where there is none of them."""
+    visual = CLIP + "visual." if any(name.startswith(CLIP) for name in source) else "visual."
+    signs = {
+        "convnext": ("trunk.stem.0.weight",),
+        "resnet": ("conv1.weight", "layer1.0.conv1.weight"),
+        "eva02": ("blocks.0.mlp.w1.weight", "trunk.blocks.0.mlp.fc1_g.weight"),
+        "eva01": ("blocks.0.mlp.fc1.weight", "trunk.blocks.0.mlp.fc1.weight"),
+    }
+    return next((family for family, names in signs.items() if any(visual + name in source for name in names)), None)
+
+
+def words_rules(prefix: str) -> tuple[Rule, ...]:
+    """Where the words' tower of a CLIP goes that a classifier began with, and its scale."""
+    scale = CLIP if prefix == CLIP else ""
+    return (
+        *(Rule(rule.pattern, "text." + rule.target) for rule in text_rules(prefix)),
+        Rule(scale + "logit_scale", "scorer.logit_scale"),
+    )
+
+
+def words_ignored(prefix: str, with_scale: bool) -> tuple[Ignored, ...]:
+    """The rest of a file with a CLIP, when only the words' tower is wanted. with_scale: its temperature is used too."""
+    scale = CLIP if prefix == CLIP else ""
+    image = Ignored(scale + "visual.{*}", "the image tower before its tuning")
+    rest = ("sem_seg_head.{*}", "void_embedding.weight", "criterion.{*}") if prefix == CLIP else ()
+    return (
+        image,
+        *(Ignored(name, "the mask generator of the file") for name in rest),
+        Ignored(scale + "attn_mask", "the causal mask is computed"),
+        *(() if with_scale else (Ignored(scale + "logit_scale", "this classifier has no temperature"),)),
+    )
+
+
+def with_clip(generator: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A generator without its CLIP, which was frozen, and that CLIP as open_clip publishes it: an FC-CLIP checkpoint."""
+    if fcclip.is_official(generator) or clip_prefix(clip) != "":
+        raise ConversionError("needed are a generator without a CLIP, and a CLIP under open_clip's own names")
+    return {**generator, **{CLIP + name: tensor for name, tensor in clip.items()}}
 
 
 def _tower(source: Mapping[str, Tensor]) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
     lexiseg.json         settings, checked field by field when read
     model.safetensors    the state dict of the `System`: encoder.* generator.* embedder.* scorer.*
     text.safetensors     the state dict of the text encoder, read only when a phrase is not in the cache
+    query.safetensors    the same for the generator, where that reads words by a CLIP of its own
 
 Reading one runs no code from it and fetches nothing: builders are named in a fixed table, and their arguments are
 plain values.
@@ -16,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,17 +38,21 @@ from torch import Tensor, nn
 from lexiseg.clip.text import TextEncoder
 from lexiseg.images import Canvas
 from lexiseg.system import System
-from lexiseg.vocabulary import MAX_PHRASES, template_set
+from lexiseg.text_bank import encode_vocabulary, text_bank
+from lexiseg.types import SigmoidAt, TextBank
+from lexiseg.vocabulary import MAX_PHRASES, Vocabulary, template_set
 from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, replacing, save_safetensors, sha256_of
 from lexiseg.weights.rules import ConversionError, Rule, convert, shapes_of
 from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
+from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_mask2former
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
 TEXT_FILE = "text.safetensors"
+QUERY_FILE = "query.safetensors"
 
 PLAIN_NAME = r"\w[\w.-]*\.safetensors"
 BESIDE_NAME = rf"(\.\./\w[\w.-]*/)?{PLAIN_NAME}"
@@ -71,6 +76,7 @@ class Builder:
 
     system: Callable[..., System]
     text_encoder: Callable[..., TextEncoder]
+    """Of the argument `tower`; of `generator_tower` where the generator reads words by a CLIP of its own."""
 
 
 BUILDERS: dict[str, Builder] = {
@@ -78,9 +84,11 @@ BUILDERS: dict[str, Builder] = {
     "maftplus": Builder(maftplus, text_encoder),
     "mask_adapter_fcclip": Builder(mask_adapter_fcclip, text_encoder),
     "mask_adapter_maftplus": Builder(mask_adapter_maftplus, text_encoder),
+    "maskclip_pp": Builder(maskclip_pp, text_encoder),
+    "maskclip_pp_mask2former": Builder(maskclip_pp_mask2former, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
-"""Every builder a folder may name. Its text tower is told by the argument `tower`."""
+"""Every builder a folder may name."""
 
 
 class Section(BaseModel):
@@ -95,6 +103,7 @@ class CanvasSettings(Section):
     short_edge: Annotated[int, Field(ge=32, le=16384)] = 800
     long_edge: Annotated[int, Field(ge=32, le=65536)] = 1333
     multiple: Annotated[int, Field(ge=1, le=1024)] = 32
+    second_short_edge: Annotated[int, Field(ge=32, le=16384)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> CanvasSettings:
@@ -114,6 +123,8 @@ class OutputSettings(Section):
     """Most instances of one picture."""
     least_cover: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Mask probability a pixel needs from some mask to have a class in a semantic result."""
+    sigmoid_at: SigmoidAt | None = None
+    """Where mask logits become probabilities; None is the usual place of each kind of result."""
 
 
 class FileFacts(Section):
@@ -123,6 +134,14 @@ class FileFacts(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class QuerySettings(Section):
+    """How words are encoded for a generator with a CLIP of its own, the argument `generator_tower`."""
+
+    templates: str | list[str]
+    text: str = QUERY_FILE
+    """May be the file of the other words' tower, where both are the same."""
+
+
 class Settings(Section):
     """lexiseg.json."""
 
@@ -130,9 +149,14 @@ class Settings(Section):
     builder: str
     arguments: dict[str, JsonValue] = {}
     templates: str | list[str]
+    mix_templates: bool = True
+    """Whether the scorer reads the mean of the templates of a phrase, or each for itself."""
+    query: QuerySettings | None = None
     canvas: CanvasSettings = CanvasSettings()
     outputs: OutputSettings = OutputSettings()
     training_phrases: Annotated[list[str], Field(max_length=MAX_PHRASES)] = []
+    own_classes: Annotated[list[str], Field(max_length=MAX_PHRASES)] = []
+    """Of a generator trained on a fixed list: its classes in the comma format."""
     text: str = TEXT_FILE
     files: dict[str, FileFacts] = {}
     card: dict[str, JsonValue] = {}
@@ -151,7 +175,7 @@ class Settings(Section):
     def _plain_arguments(cls, arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if "device" in arguments:
             raise ValueError("'device' is chosen by the user, not by the model")
-        _check_plain(arguments, "arguments", MAX_DEPTH)
+        check_plain(arguments, "arguments", MAX_DEPTH)
         return arguments
 
     @field_validator("templates")
@@ -159,6 +183,20 @@ class Settings(Section):
     def _usable_templates(cls, templates: str | list[str]) -> str | list[str]:
         template_set(templates)
         return templates
+
+    @field_validator("query")
+    @classmethod
+    def _usable_query(cls, query: QuerySettings | None) -> QuerySettings | None:
+        if query is not None:
+            template_set(query.templates)
+        return query
+
+    @field_validator("own_classes")
+    @classmethod
+    def _readable_classes(cls, own_classes: list[str]) -> list[str]:
+        if own_classes:
+            Vocabulary.from_comma_format(own_classes)
+        return own_classes
 
 
 @dataclass(frozen=True)
@@ -187,6 +225,31 @@ class Model:
     card: Mapping[str, Any]
     query: GeneratorText | None = None
     """None where generator and scorer read the same rows."""
+    mix_templates: bool = True
+    """Whether the scorer reads the mean of the templates of a phrase, or each for itself."""
+    own_classes: Vocabulary | None = None
+    """What the generator was trained to tell, where that is a fixed list."""
+
+    def text_bank(self, vocabulary: Vocabulary, cache: Path | None = None) -> TextBank:
+        """The vocabulary as this model reads it, on the CPU. cache: see `text_bank.cache_folder`."""
+        bank = text_bank(
+            vocabulary,
+            self.templates,
+            self.text_encoder,
+            self.training_phrases,
+            fingerprint=self.fingerprint,
+            cache=cache,
+            mix_templates=self.mix_templates,
+        )
+        if self.query is not None:
+            own = self.query
+            rows = encode_vocabulary(
+                vocabulary, own.templates, own.text_encoder, fingerprint=own.fingerprint, cache=cache
+            )
+            bank = replace(bank, query=rows)
+        if self.own_classes is not None:
+            bank = replace(bank, own_class=torch.tensor(vocabulary.places_of(self.own_classes)))
+        return bank
 
 
 Locate = Callable[[str], Path]
@@ -228,24 +291,37 @@ def load_located(
     _fill(system, locate(WEIGHTS_FILE), settings.files.get(WEIGHTS_FILE), max_bytes)
     system.to(device).eval()
 
-    @cache
-    def encoder() -> TextEncoder:
-        # Outlives the call that loaded the model: the text tower is large, and most calls find their words cached.
-        text = _build_text(path, settings)
-        _fill(text, locate(settings.text), settings.files.get(settings.text), max_bytes)
-        return text.to(device).eval()
+    def words_tower(argument: str, file: str) -> tuple[Callable[[], TextEncoder], str]:
+        """What makes the text tower, and what stands for it."""
 
-    _build_text(path, settings)  # on the meta device: a bad configuration is told now, not at the first new word
+        @cache
+        def encoder() -> TextEncoder:
+            # Outlives the call that loaded the model: the tower is large, and most calls find their words cached.
+            text = _build_text(path, settings, argument)
+            _fill(text, locate(file), settings.files.get(file), max_bytes)
+            return text.to(device).eval()
+
+        _build_text(path, settings, argument)  # on the meta device: a bad configuration is told now, not at a new word
+        return encoder, _fingerprint(settings, locate, argument, file)
+
+    encoder, fingerprint = words_tower("tower", settings.text)
+    query = None
+    if settings.query is not None:
+        asked = words_tower("generator_tower", settings.query.text)
+        query = GeneratorText(*asked, templates=template_set(settings.query.templates))
     return Model(
         name=name,
         system=system,
         text_encoder=encoder,
-        fingerprint=_fingerprint(settings, locate),
+        fingerprint=fingerprint,
         templates=template_set(settings.templates),
         canvas=Canvas(**settings.canvas.model_dump()),
         outputs=settings.outputs,
         training_phrases=tuple(settings.training_phrases),
         card=settings.card,
+        query=query,
+        mix_templates=settings.mix_templates,
+        own_classes=Vocabulary.from_comma_format(settings.own_classes) if settings.own_classes else None,
     )
 
 
@@ -258,10 +334,24 @@ def read_settings(path: Path, *, siblings: bool = False) -> Settings:
     try:
         settings = Settings.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ModelFolderError(f"{path}: {_in_one_line(error)}") from error
-    if not re.fullmatch(BESIDE_NAME if siblings else PLAIN_NAME, settings.text):
-        raise ModelFolderError(f"{path}: text: {settings.text!r} is not the name of a safetensors file in this folder")
+        raise ModelFolderError(f"{path}: {in_one_line(error)}") from error
+    for file in (settings.text, *([] if settings.query is None else [settings.query.text])):
+        if not re.fullmatch(BESIDE_NAME if siblings else PLAIN_NAME, file):
+            raise ModelFolderError(f"{path}: text: {file!r} is not the name of a safetensors file in this folder")
     return settings
+
+
+@dataclass(frozen=True)
+class Query:
+    """How a generator with a CLIP of its own reads words, to be saved."""
+
+    templates: str | list[str]
+    text: TextEncoder | Mapping[str, Tensor] | None = None
+    """Its text tower; None where it is that of the scorer."""
+
+    @property
+    def settings(self) -> QuerySettings:
+        return QuerySettings(templates=self.templates, text=TEXT_FILE if self.text is None else QUERY_FILE)
 
 
 def save_model_folder(
@@ -272,6 +362,9 @@ def save_model_folder(
     builder: str,
     arguments: Mapping[str, Any],
     templates: str | list[str],
+    mix_templates: bool = True,
+    query: Query | None = None,
+    own_classes: list[str] | tuple[str, ...] = (),
     canvas: Canvas | None = None,
     outputs: OutputSettings | None = None,
     training_phrases: tuple[str, ...] | list[str] = (),
@@ -281,8 +374,9 @@ def save_model_folder(
     """Writes a model folder that `load_folder` reads, and checks that it will fit before anything is written.
 
     system, text: modules or their state dicts; text may also be the file of a folder beside this one,
-    "../other/text.safetensors", for embedded models that share a tower. dtype: floating-point tensors are stored in
-    it, float16 for half the size.
+    "../other/text.safetensors", for embedded models that share a tower. query: how a generator with a CLIP of its own
+    reads words. own_classes: of a generator trained on a fixed list, in the comma format. dtype: floating-point tensors
+    are stored in it, float16 for half the size.
     """
     folder = Path(folder)
     path = folder / SETTINGS_FILE
@@ -293,29 +387,35 @@ def save_model_folder(
             builder=builder,
             arguments=json.loads(json.dumps(dict(arguments))),
             templates=templates,
-            canvas=CanvasSettings(short_edge=canvas.short_edge, long_edge=canvas.long_edge, multiple=canvas.multiple),
+            mix_templates=mix_templates,
+            query=None if query is None else query.settings,
+            own_classes=list(own_classes),
+            canvas=CanvasSettings(**asdict(canvas)),
             outputs=outputs or OutputSettings(),
             training_phrases=list(training_phrases),
             text=text if isinstance(text, str) else TEXT_FILE,
             card=json.loads(json.dumps(dict(card or {}))),
         )
     except ValidationError as error:
-        raise ModelFolderError(f"{path}: {_in_one_line(error)}") from error
+        raise ModelFolderError(f"{path}: {in_one_line(error)}") from error
 
     states = {WEIGHTS_FILE: _state_of(system)}
     _check_fit(_build(path, builder, BUILDERS[builder].system, settings.arguments), states[WEIGHTS_FILE], WEIGHTS_FILE)
     if not isinstance(text, str):
         states[TEXT_FILE] = _state_of(text)
-        _check_fit(_build_text(path, settings), states[TEXT_FILE], TEXT_FILE)
+        _check_fit(_build_text(path, settings, "tower"), states[TEXT_FILE], TEXT_FILE)
     elif not re.fullmatch(BESIDE_NAME, text) or not Path(os.path.normpath(folder / text)).is_file():
         raise ModelFolderError(f"{folder / text}: the text tower this folder refers to does not exist")
+    if query is not None and query.text is not None:
+        states[QUERY_FILE] = _state_of(query.text)
+        _check_fit(_build_text(path, settings, "generator_tower"), states[QUERY_FILE], QUERY_FILE)
 
     folder.mkdir(parents=True, exist_ok=True)
     # Without its settings a folder is no model: while files are being replaced it is not taken for one.
     path.unlink(missing_ok=True)
     for file, state in states.items():
         save_safetensors(_cast(state, dtype), folder / file)
-    files = {file: _facts(folder / file) for file in (WEIGHTS_FILE, settings.text)}
+    files = {file: _facts(folder / file) for file in dict.fromkeys((*states, settings.text))}
     with replacing(path) as temporary:
         content = settings.model_copy(update={"files": files}).model_dump(mode="json")
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -340,16 +440,16 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, T
     return cast
 
 
-def _check_plain(value: JsonValue, where: str, depth: int) -> None:
+def check_plain(value: JsonValue, where: str, depth: int) -> None:
     """Refuses what no builder needs: addresses among the names, absurd sizes, deep nesting."""
     if depth < 0:
         raise ValueError(f"{where}: nested too deeply")
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_plain(item, f"{where}.{key}", depth - 1)
+            check_plain(item, f"{where}.{key}", depth - 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_plain(item, f"{where}.{index}", depth - 1)
+            check_plain(item, f"{where}.{index}", depth - 1)
     elif isinstance(value, str):
         # timm and open_clip also take "hf-hub:...", "local-dir:..." and paths for names, and would follow them.
         if not re.fullmatch(r"[\w.-]{0,100}", value):
@@ -363,7 +463,7 @@ def _build(path: Path, builder: str, function: Callable[..., System], arguments:
         checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(function)
         return checked(**arguments)
     except ValidationError as error:
-        raise ModelFolderError(f"{path}: {_in_one_line(error, 'arguments')}") from error
+        raise ModelFolderError(f"{path}: {in_one_line(error, 'arguments')}") from error
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         known = ", ".join(name for name in inspect.signature(function).parameters if name != "device")
         raise ModelFolderError(
@@ -371,11 +471,14 @@ def _build(path: Path, builder: str, function: Callable[..., System], arguments:
         ) from error
 
 
-def _build_text(path: Path, settings: Settings) -> TextEncoder:
+def _build_text(path: Path, settings: Settings, argument: str) -> TextEncoder:
+    """The text tower of the CLIP that an argument of the builder names."""
+    if argument not in settings.arguments:
+        raise ModelFolderError(f"{path}: arguments.{argument} is missing: a text tower is built from it")
     try:
-        return BUILDERS[settings.builder].text_encoder(settings.arguments["tower"])
+        return BUILDERS[settings.builder].text_encoder(settings.arguments[argument])
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
-        raise ModelFolderError(f"{path}: arguments.tower: no text tower can be built from it: {error}") from error
+        raise ModelFolderError(f"{path}: arguments.{argument}: no text tower can be built from it: {error}") from error
 
 
 def _fill(module: nn.Module, path: Path, facts: FileFacts | None, max_bytes: int) -> None:
@@ -391,13 +494,18 @@ def _fill(module: nn.Module, path: Path, facts: FileFacts | None, max_bytes: int
         state = read_safetensors(path, max_bytes)
     except CheckpointError as error:
         raise ModelFolderError(str(error)) from error
-    _check_fit(module, state, str(path))
+    put(state, module, str(path))
+
+
+def put(state: Mapping[str, Tensor], module: nn.Module, where: str) -> None:
+    """Puts a complete state dict into a module on the meta device, in float32. where: the file, for messages."""
+    _check_fit(module, state, where)
     # Half precision is for the disk: a CPU computes it slower, and less exactly.
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if unfilled:
-        raise ModelFolderError(f"{path}: has no values for {', '.join(unfilled[:5])}")
+        raise ModelFolderError(f"{where}: has no values for {', '.join(unfilled[:5])}")
 
 
 def _check_fit(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -407,15 +515,15 @@ def _check_fit(module: nn.Module, state: Mapping[str, Tensor], where: str) -> No
         raise ModelFolderError(f"{where}: {error}") from error
 
 
-def _fingerprint(settings: Settings, locate: Locate) -> str:
-    facts = settings.files.get(settings.text)
-    weights = facts.sha256 if facts is not None else sha256_of(locate(settings.text))
+def _fingerprint(settings: Settings, locate: Locate, argument: str, file: str) -> str:
+    facts = settings.files.get(file)
+    weights = facts.sha256 if facts is not None else sha256_of(locate(file))
     # The tower as a whole: the number of heads, for one, is not to be seen in any shape.
-    key = json.dumps([weights, settings.builder, settings.arguments.get("tower")], sort_keys=True)
+    key = json.dumps([weights, settings.builder, settings.arguments.get(argument)], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _in_one_line(error: ValidationError, root: str = "") -> str:
+def in_one_line(error: ValidationError, root: str = "") -> str:
     parts = []
     for problem in error.errors()[:5]:
         field = ".".join(str(place) for place in (root, *problem["loc"]) if place != "")
