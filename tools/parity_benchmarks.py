@@ -76,7 +76,7 @@ def semantic(case: Case, arrays: Arrays) -> Values:
         for prediction, truth in zip(arrays["pred"], arrays["gt"], strict=True):
             truth = np.where(truth == case["ignore_label"], number, truth)
             whole.update(torch.from_numpy(prediction), torch.from_numpy(truth))
-        new["confusion_pred_rows_gt_columns"] = whole.counts.tolist()
+        new["confusion_pred_rows_gt_columns"] = whole.counts[:-1].tolist()
     return new
 
 

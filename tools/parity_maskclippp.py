@@ -348,7 +348,7 @@ def masked_attention(case: Case, arrays: Arrays) -> Values:
 
 
 def accuracy(case: Case, arrays: Arrays) -> Values:
-    """Section 4.2. The recording has a row and a column more, which are zero."""
+    """Section 4.2. The recording has a column more, which is zero."""
     seen = torch.from_numpy(arrays["overlap"])
     confusion = mask_confusion(len(seen))
     for index, labels in enumerate(torch.from_numpy(arrays["gt"])):
@@ -357,7 +357,7 @@ def accuracy(case: Case, arrays: Arrays) -> Values:
     counts = confusion.counts
     result = mask_accuracy(counts, seen)
     return {
-        "confusion": functional.pad(counts, (0, 1, 0, 1)).numpy(),
+        "confusion": functional.pad(counts, (0, 1)).numpy(),
         "result": 100 * np.array([result.mean, result.seen, result.unseen]),
         "per_class": 100 * np.array(result.per_class),
     }

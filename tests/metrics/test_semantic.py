@@ -29,7 +29,7 @@ PREDICTION = torch.tensor([[0, 0, 1, 1], [1, 2, 3, 0]])
 
 def test_by_hand() -> None:
     counts = confusion_matrix(PREDICTION, TRUTH, 4)
-    assert counts.tolist() == [[2, 0, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert counts.tolist() == [[2, 0, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     iou = class_iou(counts)
     assert iou[:2].tolist() == pytest.approx([2 / 3, 2 / 4])
     assert iou[2:].isnan().all()
@@ -41,6 +41,14 @@ def test_by_hand() -> None:
     assert mean_accuracy(counts) == pytest.approx(2 / 3)
     assert pixel_accuracy(counts) == pytest.approx(4 / 6)
     assert frequency_weighted_iou(counts) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_pixels_without_a_class_are_wrong_for_theirs_alone() -> None:
+    counts = confusion_matrix(torch.tensor([0, -1, -1, 1]), torch.tensor([0, 0, 1, 1]), 3)
+    assert counts.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]]
+    assert class_counts(counts).tolist() == [[1, 1, 0], [2, 2, 0], [1, 1, 0]]
+    assert mean_iou(counts, "gt_or_pred") == pytest.approx(0.5)
+    assert pixel_accuracy(counts) == pytest.approx(0.5)
 
 
 def test_nothing_labelled() -> None:
@@ -105,7 +113,7 @@ def test_large_picture_with_many_classes() -> None:
     start = time.process_time()
     counts = confusion_matrix(prediction, torch.from_numpy(truth), 847, ignore=65535)
     assert time.process_time() - start < 0.8
-    expected = torch.zeros(847, 847, dtype=torch.int64)
+    expected = torch.zeros(848, 847, dtype=torch.int64)
     for row in range(1, 30):
         for column in range(40):
             expected[coarse[0, row, column], coarse[1, row, column]] += 5000 if row == 1 else 10000
@@ -115,6 +123,7 @@ def test_large_picture_with_many_classes() -> None:
 @pytest.mark.parametrize(
     ("prediction", "truth", "message"),
     [
+        (torch.tensor([-2]), torch.tensor([0]), "the prediction holds label -2"),
         (torch.tensor([4]), torch.tensor([0]), "the prediction holds label 4, which is none of the 4 classes"),
         (torch.tensor([0]), torch.tensor([-1]), "the truth holds label -1"),
         (torch.zeros(2, 2), torch.zeros(2, 3), "differ in size"),
@@ -150,7 +159,7 @@ def test_detectron2_numbers(shared: Path, name: str) -> None:
                 expected = math.nan if expected is None else expected
                 assert 100 * values[index].item() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     if "classes" in case:
-        assert counts.tolist() == [row[:-1] for row in case["confusion_pred_rows_gt_columns"][:-1]]
+        assert counts[:-1].tolist() == [row[:-1] for row in case["confusion_pred_rows_gt_columns"][:-1]]
 
 
 def test_seen_and_unseen(shared: Path) -> None:

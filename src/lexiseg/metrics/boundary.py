@@ -30,6 +30,7 @@ BoundaryRule = Literal["rim", "eroded_labels"]
 BOUNDARY_RULES: tuple[BoundaryRule, ...] = get_args(BoundaryRule)
 
 SHARE_OF_DIAGONAL = 0.02
+_IGNORED = -1
 MOST_CLASSES_TO_ERODE = 254
 """detectron2 erodes 8-bit maps; with more classes it reports no Boundary IoU."""
 
@@ -40,9 +41,10 @@ def rim_width(height: int, width: int) -> int:
 
 
 def boundary_confusion(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int, rule: BoundaryRule) -> Tensor:
-    """Counts [K + 1, K + 1] int64 of one picture: rows the predicted rim, columns the true one.
+    """Counts [K + 2, K + 1] int64 of one picture: rows the predicted rim, columns the true one.
 
-    `rim`: the last row and column are the inside of the regions. `eroded_labels`: they are the ignored pixels.
+    `rim`: row and column K are the inside of the regions. `eroded_labels`: they are the ignored pixels. The last row is
+    what it always is, pixels without a class.
     `prediction` and `truth` are label maps [H, W] of classes.
     """
     if prediction.shape != truth.shape or truth.ndim != 2:
@@ -54,20 +56,21 @@ def boundary_confusion(prediction: Tensor, truth: Tensor, num_classes: int, igno
     ignored = true == ignore
     if rule == "rim":
         rims = [np.where(_near_another(labels, distance), labels, num_classes) for labels in (predicted, true)]
-        rims[1] = np.where(ignored, -1, rims[1])
+        rims[1] = np.where(ignored, _IGNORED, rims[1])
     else:
         rims = [_lost_by_erosion(labels, distance) for labels in (predicted, np.where(ignored, num_classes, true))]
-    return confusion_matrix(torch.from_numpy(rims[0]), torch.from_numpy(rims[1]), num_classes + 1, ignore=-1)
+    return confusion_matrix(torch.from_numpy(rims[0]), torch.from_numpy(rims[1]), num_classes + 1, ignore=_IGNORED)
 
 
 def boundary_iou(confusion: Tensor, rule: BoundaryRule) -> Tensor:
-    """[K] float64 from summed counts [K + 1, K + 1].
+    """[K] float64 from summed counts [K + 2, K + 1].
 
     `rim`: NaN for classes that do not occur in the truth. `eroded_labels`: 0 for them, as it is printed.
     """
     if rule == "rim":
         return class_iou(confusion)[:-1]
-    return class_iou(confusion[:-1, :-1]).nan_to_num(0.0)
+    without_ignored = torch.cat([confusion[:-2, :-1], confusion[-1:, :-1]])
+    return class_iou(without_ignored).nan_to_num(0.0)
 
 
 class BoundaryConfusion:
@@ -77,7 +80,7 @@ class BoundaryConfusion:
         self.num_classes = num_classes
         self.ignore = ignore
         self.rule: BoundaryRule = rule
-        self.counts = torch.zeros(num_classes + 1, num_classes + 1, dtype=torch.int64)
+        self.counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Counts one picture: label maps [H, W]."""
@@ -97,7 +100,7 @@ class BoundaryConfusion:
 def _near_another(labels: NDArray[np.int32], distance: int) -> NDArray[np.bool_]:
     """Pixels with another label, or the outside of the picture, in the square of this half width around them."""
     size = 2 * distance + 1
-    outside = -2  # no label
+    outside = -2  # no label of any map
     lowest = ndimage.minimum_filter(labels, size, mode="constant", cval=outside)
     highest = ndimage.maximum_filter(labels, size, mode="constant", cval=outside)
     different: NDArray[np.bool_] = lowest != highest

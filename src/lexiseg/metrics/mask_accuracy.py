@@ -16,8 +16,7 @@ from torch import Tensor
 
 from lexiseg.metrics.semantic import SemanticConfusion, class_accuracy, mean_accuracy
 
-NO_CLASS = -1
-"""No mask of the truth is ignored."""
+NO_MASK_IS_IGNORED = -1
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ def class_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
 
 def mask_confusion(num_classes: int) -> SemanticConfusion:
     """The accumulator: `update(predicted [N], true [N])` with the classes of the masks of one picture."""
-    return SemanticConfusion(num_classes, ignore=NO_CLASS)
+    return SemanticConfusion(num_classes, ignore=NO_MASK_IS_IGNORED)
 
 
 def mask_accuracy(confusion: Tensor, seen: Tensor | None = None) -> MaskAccuracy:
-    """The result of summed counts [K, K], rows the predicted class; `seen` [K] bool."""
+    """The result of summed counts [K + 1, K], rows the predicted class; `seen` [K] bool."""
     masks = confusion.sum()
     return MaskAccuracy(
         mean=mean_accuracy(confusion),

@@ -8,7 +8,9 @@ Two rules for the mean IoU are in published tables, so every mean says which one
 
 They differ only where classes are missing from the ground truth; on PC-459 that is up to three points.
 
-K classes. Shares and scores are fractions in 0..1; NaN where there is nothing to divide by.
+K classes. A confusion matrix has K + 1 rows: the last one holds the pixels to which a prediction gave no class, which
+are wrong for their true class and count for no other. Shares and scores are fractions in 0..1; NaN where there is
+nothing to divide by.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from torch import Tensor
 MeanRule = Literal["gt", "gt_or_pred"]
 MEAN_RULES: tuple[MeanRule, ...] = get_args(MeanRule)
 
+NO_CLASS = -1
+"""In a prediction: the label of a pixel without a class."""
+
 _BLOCK = 2**19
 """Pixels counted at once: they stay in the processor's cache, which is forty times faster on a large photo."""
 
 
 def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore: int = 255) -> Tensor:
-    """Counts [K, K] int64: rows the predicted class, columns the true one.
+    """Counts [K + 1, K] int64: rows the predicted class, the last one for `NO_CLASS`; columns the true one.
 
     `prediction` and `truth` are label maps of one shape and any integer type. Pixels whose truth is
     `ignore` count nowhere, neither as truth nor as prediction.
@@ -35,22 +40,24 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in size")
     flat_prediction, flat_truth = prediction.flatten(), truth.flatten()
-    cells = torch.zeros(num_classes**2, dtype=torch.int64, device=truth.device)
+    size = (num_classes + 1) * num_classes
+    cells = torch.zeros(size, dtype=torch.int64, device=truth.device)
     for start in range(0, flat_truth.numel(), _BLOCK):
         true = flat_truth[start : start + _BLOCK].long()
         predicted = flat_prediction[start : start + _BLOCK].long()
         counted = true != ignore
         if not counted.all():
             true, predicted = true[counted], predicted[counted]
-        _check_labels(predicted, num_classes, "prediction")
-        _check_labels(true, num_classes, "truth")
-        cells += torch.bincount(predicted * num_classes + true, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes)
+        if _check_labels(predicted, NO_CLASS, num_classes, "prediction") == NO_CLASS:
+            predicted = torch.where(predicted == NO_CLASS, num_classes, predicted)
+        _check_labels(true, 0, num_classes, "truth")
+        cells += torch.bincount(predicted * num_classes + true, minlength=size)
+    return cells.reshape(num_classes + 1, num_classes)
 
 
 def class_counts(confusion: Tensor) -> Tensor:
     """[3, K] int64: correct, true and predicted pixels of every class."""
-    return torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+    return torch.stack([confusion.diagonal(), confusion.sum(0), confusion[:-1].sum(1)])
 
 
 def class_iou(confusion: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ class SemanticConfusion:
     def __init__(self, num_classes: int, ignore: int = 255) -> None:
         self.num_classes = num_classes
         self.ignore = ignore
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.counts = torch.zeros(num_classes + 1, num_classes, dtype=torch.int64)
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         """Counts one picture, or a batch: label maps of one shape."""
@@ -139,13 +146,15 @@ def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return correct, true, predicted
 
 
-def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+def _check_labels(labels: Tensor, lowest: int, num_classes: int, name: str) -> int:
+    """The smallest label; one that is below `lowest` or no class is an error."""
     if labels.numel() == 0:
-        return
+        return lowest
     low, high = torch.aminmax(labels)
-    if low < 0 or high >= num_classes:
-        outside = labels[(labels < 0) | (labels >= num_classes)][0].item()
+    if low < lowest or high >= num_classes:
+        outside = labels[(labels < lowest) | (labels >= num_classes)][0].item()
         raise ValueError(f"the {name} holds label {outside}, which is none of the {num_classes} classes")
+    return int(low)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
