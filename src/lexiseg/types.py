@@ -122,7 +122,8 @@ class Regions:
 
 @dataclass(frozen=True)
 class Scores:
-    """The verdict on each proposal. `class_probs` and `void_prob` sum to one per proposal."""
+    """The verdict on each proposal. `class_probs` and `void_prob` sum to one per proposal, except where a method was
+    published with products that do not (`scoring.fusion.PowerProduct`)."""
 
     class_probs: Tensor
     """[B, Q, K] in 0..1."""

@@ -34,3 +34,11 @@ def test_the_scale_is_a_frozen_weight_of_the_model() -> None:
     assert set(scorer.state_dict()) == {"logit_scale"}
     assert not scorer.logit_scale.requires_grad
     torch.testing.assert_close(scorer.logit_scale.exp(), torch.tensor(1 / 0.07))
+
+
+def test_a_constant_scale_is_in_no_checkpoint() -> None:
+    rows = torch.tensor([[[1.0, 0.0]], [[0.6, 0.8]], [[0.0, -1.0]]])
+    regions = Regions(embeds=torch.tensor([[[3.0, 0.0]]]), valid=torch.tensor([[True]]))
+    constant = Cosine(math.log(100), stored=False)
+    assert not constant.state_dict()
+    torch.testing.assert_close(constant(regions, bank(rows)), torch.tensor([[[100.0, 0.0]]]))

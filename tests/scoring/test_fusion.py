@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly, RegionWithVoid
+from lexiseg.scoring.fusion import GeometricEnsemble, PowerProduct, RegionOnly, RegionWithVoid
 from lexiseg.types import Proposals, TextBank
 
 
@@ -84,3 +84,22 @@ def test_region_with_void_takes_nothing_but_void_from_the_generator() -> None:
     torch.testing.assert_close(scores.void_prob, torch.tensor([[0.2, 0.9]]))
     with pytest.raises(ValueError, match="RegionOnly"):
         RegionWithVoid()(Proposals(found.mask_logits), region_logits, seen, bank([True, False]))
+
+
+def test_power_product_by_hand() -> None:
+    # Void is part of the generator's softmax and not of CLIP's; nothing is normalised again.
+    region_logits = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]).log()
+    two = Proposals(torch.zeros(1, 2, 2, 2), torch.tensor([[[0.36, 0.16, 0.48]] * 2]).log())
+    scores = PowerProduct(0.5)(two, region_logits, torch.tensor([[True, False]]), bank([True, False]))
+    assert scores.class_probs[0, 0].tolist() == pytest.approx([0.3, math.sqrt(0.16 * 0.75)], abs=1e-6)
+    assert scores.class_probs[0, 1].tolist() == pytest.approx([0.6, 0.4], abs=1e-6)  # CLIP cannot see it
+    assert scores.void_prob[0].tolist() == pytest.approx([0.48, 0.48], abs=1e-6)
+    alone = PowerProduct(0.0)(two, region_logits, torch.tensor([[True, True]]), bank([True, False]))
+    assert alone.class_probs[0, 0].tolist() == pytest.approx([0.36, 0.16], abs=1e-6)
+
+
+def test_power_product_refuses_a_generator_without_classes() -> None:
+    with pytest.raises(ValueError, match="RegionOnly"):
+        PowerProduct(0.7)(
+            Proposals(torch.zeros(1, 1, 2, 2)), torch.zeros(1, 1, 1), torch.ones(1, 1).bool(), bank([True])
+        )

@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         """embed_dim D. image_size: side of the square pictures it was trained on. quick_gelu: of OpenAI's weights."""
         super().__init__()
-        self.image_size, self.patch_size = image_size, patch_size
+        self.embed_dim, self.image_size, self.patch_size = embed_dim, image_size, patch_size
         self.grid_size = image_size // patch_size
         scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)

@@ -18,11 +18,15 @@ class Cosine(nn.Module):
     CLIP could not look at gets finite logits like any other: `Regions.valid` is for the fusion to judge.
     """
 
-    def __init__(self, logit_scale: float = math.log(1 / 0.07)) -> None:
+    def __init__(self, logit_scale: float = math.log(1 / 0.07), stored: bool = True) -> None:
+        """stored: the scale is a tensor of the checkpoint; otherwise it is what is given here, whatever the weights."""
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(logit_scale), requires_grad=False)
+        self.logit_scale: Tensor | float = logit_scale
+        if stored:
+            self.logit_scale = nn.Parameter(torch.tensor(logit_scale), requires_grad=False)
 
     def forward(self, regions: Regions, text: TextBank) -> Tensor:
         """embeds [B, Q, D] -> region_logits [B, Q, K]. Templates kept apart in `text` are averaged."""
         rows = template_mean(text.region)  # [A, D]
-        return text_logits(regions.embeds, rows, text.class_of, text.num_classes, self.logit_scale)
+        scale = torch.as_tensor(self.logit_scale, dtype=rows.dtype, device=rows.device)
+        return text_logits(regions.embeds, rows, text.class_of, text.num_classes, scale)

@@ -77,3 +77,25 @@ class RegionWithVoid(nn.Module):
             raise ValueError("RegionWithVoid needs a generator that tells void; use RegionOnly for this one")
         void_prob = proposals.class_logits.softmax(-1)[..., -1]
         return scores_from_probs(region_logits.softmax(-1) * (1 - void_prob[..., None]), void_prob)
+
+
+class PowerProduct(nn.Module):
+    """Product of powers of the generator's class scores and CLIP's, as it is: what a proposal loses to void is lost.
+
+    OVSeg (arXiv 2210.04150), section 3.4 and its released code. Void takes part in the generator's softmax, where a
+    proposal that is probably nothing fades, and not in CLIP's. A proposal CLIP cannot see counts as certain of every
+    class there, so that its scores are powers of the generator's alone and may sum to more than one.
+    """
+
+    def __init__(self, weight: float) -> None:
+        """weight: exponent of CLIP's scores, 0..1; that of the generator's is the rest of one."""
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
+        """region_logits [B, Q, K], valid [B, Q] -> Scores. Proposals must carry class logits [B, Q, K + 1]."""
+        if proposals.class_logits is None:
+            raise ValueError("PowerProduct needs a generator with class scores; use RegionOnly for this one")
+        inner = proposals.class_logits.softmax(-1)
+        outer = torch.where(valid[..., None], region_logits.softmax(-1), 1.0)
+        return Scores(inner[..., :-1] ** (1 - self.weight) * outer**self.weight, inner[..., -1])

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lexiseg.clip.open_clip import build_image_tower
-from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.data.packages import LabelledPhotos
+from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.train.augment import FILL, Cutout, crop_matrix, cut_out, paint_openings, paste, recolour, warp
 from lexiseg.train.lexicon import Lexicon, load_lexicon
 from lexiseg.train.loop import RunState, is_complete, launch, run
