@@ -124,11 +124,24 @@ def test_weights_must_be_complete(eomt: Path) -> None:
     refused(eomt, r"has no weights for 1 tensors \(query.weight\)")
 
 
-def test_weights_of_another_model(eomt: Path) -> None:
+def test_what_files_hold_besides_the_model(eomt: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Older releases stored buffers that are computed now; those of the training loss may be missing."""
     tensors = load_file(eomt / "model.safetensors")
     tensors["stranger"] = torch.zeros(2)
+    del tensors["criterion.empty_weight"]
     save_file(tensors, eomt / "model.safetensors", {"format": "pt"})
-    refused(eomt, r"has weights of another model: 1 tensors \(stranger\)")
+    with caplog.at_level("INFO", "lexiseg"):
+        load_transformers_generator(eomt)
+    assert "1 tensors are not of the model and stay unread (stranger)" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["pytorch_model.bin", "../model.safetensors", "missing.safetensors"])
+def test_parts_that_are_not_in_the_folder(eomt: Path, part: str) -> None:
+    (eomt / "pytorch_model.bin").write_bytes(b"")
+    index = {"weight_map": {"query.weight": part}}
+    (eomt / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (eomt / "model.safetensors").rename(eomt.parent / "model.safetensors")
+    refused(eomt, "index.json names .*, which is no safetensors file in the folder")
 
 
 def test_weights_of_another_size(eomt: Path) -> None:

@@ -95,6 +95,15 @@ def test_moves_to_a_thin_picture(load: Load, model_type: str) -> None:
     assert masks.isfinite().all()
 
 
+@pytest.mark.parametrize("model_type", KINDS)
+def test_in_half_precision(load: Load, model_type: str) -> None:
+    """Masks are float32 whatever the model's own precision is."""
+    masks = load(model_type).to(torch.bfloat16)(canvas([(64, 64)], (64, 64))).mask_logits
+    assert masks.dtype == torch.float32
+    assert masks.isfinite().all()
+    assert masks.shape[1] >= 6
+
+
 @pytest.mark.parametrize("model_type", UNIVERSAL)
 def test_masks_are_those_of_the_model_itself(load: Load, model_type: str) -> None:
     """Exactly, for a picture of the size the model sees, at its own stride or at a multiple of it."""

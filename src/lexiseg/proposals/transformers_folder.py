@@ -11,6 +11,7 @@ package transformers is an optional extra, imported when a folder is loaded and 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,12 @@ MAX_NUMBER = 1_000_000
 """No layer of any of these models is this wide."""
 MAX_LAYERS = 1000
 """Every layer costs time to build, before the weights are compared with it."""
+
+
+LOSS_PREFIX = "criterion."
+"""What the training loss keeps in a model."""
+
+log = logging.getLogger(__name__)
 
 
 class TransformersFolderError(ValueError):
@@ -99,7 +106,8 @@ def pixel_scale(folder: Path, preprocessor: Mapping[str, Any], usual: PixelScale
 def load_model(folder: Path, class_name: str) -> nn.Module:
     """A model of transformers' class `class_name` with the folder's weights, float32, in evaluation mode.
 
-    Every weight of the model must come from the folder; weights that the class itself knows to leave out may be there.
+    Every weight of the model must come from the folder, but for those of its training loss, which is not used. Files
+    may hold more than that: published ones carry what older releases stored beside the weights.
     """
     _check_weights(folder)
     transformers = _transformers()
@@ -126,14 +134,16 @@ def load_model(folder: Path, class_name: str) -> nn.Module:
                 f"cannot be loaded as {class_name} ({_first_line(error)}); check that {CONFIG_FILE} and the weights"
                 " belong together, or download the folder again",
             ) from error
-    for kind, what in (("missing_keys", "has no weights for"), ("unexpected_keys", "has weights of another model:")):
-        names = sorted(report[kind])
-        if names:
-            raise TransformersFolderError(
-                folder,
-                f"{what} {len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''});"
-                f" check that {CONFIG_FILE} and the weights belong together, or download the folder again",
-            )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(LOSS_PREFIX))
+    if missing:
+        raise TransformersFolderError(
+            folder,
+            f"has no weights for {len(missing)} tensors ({_some(missing)}); check that {CONFIG_FILE} and the weights"
+            " belong together, or download the folder again",
+        )
+    unread = sorted(report["unexpected_keys"])
+    if unread:
+        log.info("%s: %d tensors are not of the model and stay unread (%s)", folder, len(unread), _some(unread))
     return model.eval()
 
 
@@ -150,16 +160,16 @@ def _transformers() -> Any:
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no remarks: what matters of the loading report becomes an error."""
-    logging = transformers.utils.logging
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    its_log = transformers.utils.logging
+    bars, verbosity = its_log.is_progress_bar_enabled(), its_log.get_verbosity()
+    its_log.disable_progress_bar()
+    its_log.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        its_log.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            its_log.enable_progress_bar()
 
 
 def _check_weights(folder: Path) -> None:
@@ -176,6 +186,13 @@ def _check_weights(folder: Path) -> None:
                 f" take the {WEIGHTS_FILE} of the model, or save it again with save_pretrained where you trust it",
             )
         raise TransformersFolderError(folder, f"has no {WEIGHTS_FILE}; download the whole folder of the model")
+    index = _read_json(folder, INDEX_FILE)
+    parts = set() if index is None else set(_values(index.get("weight_map")))
+    for part in parts:
+        if Path(part).name != part or not part.endswith(".safetensors") or not (folder / part).is_file():
+            raise TransformersFolderError(
+                folder, f"{INDEX_FILE} names {part!r}, which is no safetensors file in the folder; download it again"
+            )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if size > MAX_WEIGHTS_BYTES:
         raise TransformersFolderError(
@@ -183,6 +200,11 @@ def _check_weights(folder: Path) -> None:
             f"has weights of {size / 2**30:.1f} GiB, above the limit of {MAX_WEIGHTS_BYTES / 2**30:.1f} GiB;"
             " give the folder of one model",
         )
+
+
+def _values(weight_map: Any) -> list[str]:
+    values = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+    return [str(value) for value in values]
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -227,6 +249,10 @@ def _are_numbers(values: Any, count: int) -> bool:
         and len(values) == count
         and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
     )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -80,7 +80,7 @@ class PointGridGenerator(TransformersGenerator):
     def _masks(self, view: View) -> Tensor:
         """[Q, h, w], best first."""
         settings = self.settings
-        embeddings = self.model.get_image_embeddings(view.pixels)
+        embeddings = self.model.get_image_embeddings(view.pixels.to(self.model.dtype))
         points = point_grid(settings.points_per_side).to(view.pixels) * view.pixels.new_tensor(view.shown_hw[::-1])
         found, qualities = [], []
         for asked in points.split(settings.points_per_batch):
@@ -90,7 +90,7 @@ class PointGridGenerator(TransformersGenerator):
                 input_labels=torch.ones(1, len(asked), 1, dtype=torch.long, device=asked.device),
                 multimask_output=True,
             )
-            quality = out.iou_scores[0].flatten()  # [3 P]
+            quality = out.iou_scores[0].flatten().float()  # [3 P]
             good = quality > settings.min_quality
             logits = view.to_canvas(out.pred_masks[0].flatten(0, 1)[good])
             kept = stability_scores(logits, settings.stability_offset) > settings.min_stability

@@ -37,7 +37,7 @@ class UniversalGenerator(TransformersGenerator):
         """The same masks with the model's verdict on `class_names`: class_logits [B, Q, C + 1], void last."""
         masks, classes = [], []
         for view in self.look(images):
-            out = self.model(pixel_values=view.pixels)
+            out = self.model(pixel_values=view.pixels.to(self.model.dtype))
             masks.append(view.to_canvas(out.masks_queries_logits[0]))
-            classes.append(out.class_queries_logits[0])
+            classes.append(out.class_queries_logits[0].float())
         return Proposals(mask_logits=torch.stack(masks), class_logits=torch.stack(classes))

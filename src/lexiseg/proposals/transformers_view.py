@@ -47,13 +47,13 @@ class View:
     canvas_hw: Size
 
     def to_canvas(self, mask_logits: Tensor) -> Tensor:
-        """mask_logits [Q, h', w'] over the whole input -> [Q, h, w] at stride 4 of the canvas, rounded up.
+        """mask_logits [Q, h', w'] over the whole input -> float32 [Q, h, w] at stride 4 of the canvas, rounded up.
 
         Each cell takes the bilinear value at its centre. Cells beyond the picture are outside of every mask, except
         one line of them that repeats the picture's edge: whoever enlarges the masks interpolates towards it, and would
         otherwise lose the last pixels of the picture.
         """
-        out = mask_logits
+        out = mask_logits.float()
         for axis in (0, 1):
             canvas, picture = self.canvas_hw[axis], self.picture_hw[axis]
             length = -(-canvas // STRIDE)
