@@ -333,3 +333,24 @@ def test_importing_the_package_is_light() -> None:
         "assert lexiseg.__version__\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_several_outcomes_from_one_look(segmenter: Segmenter) -> None:
+    outcomes = segmenter.predict(three_colours(), WORDS, ["semantic", "panoptic", "instance"])
+    assert set(outcomes) == {"semantic", "panoptic", "instance"}
+    for task, outcome in outcomes.items():
+        alone = segmenter.predict(three_colours(), WORDS, [task])[task]
+        whole = segmenter(three_colours(), WORDS, task, min_score=0)
+        assert type(alone) is type(outcome)
+        assert [s.class_index for s in outcome.segments] == [s.class_index for s in alone.segments]
+        assert len(whole.segments) == sum(segment.area > 0 for segment in outcome.segments)
+    labels = segmenter(three_colours(), WORDS).label_map
+    assert np.array_equal(segmenter.predict(three_colours(), WORDS, ["semantic"])["semantic"].labels, labels)
+
+
+def test_given_masks_are_all_scored(segmenter: Segmenter) -> None:
+    masks = np.zeros((2, 60, 90), bool)
+    masks[0, :, 65:], masks[1, :, :25] = True, True
+    probs = segmenter.classify_masks(three_colours(), WORDS, masks)
+    assert probs.shape == (2, 3)
+    assert probs.argmax(1).tolist() == [2, 0]

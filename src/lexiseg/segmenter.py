@@ -28,7 +28,7 @@ from lexiseg.system import System
 from lexiseg.text_bank import cache_folder
 from lexiseg.types import Images, Prediction, TextBank
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.zoo.loading import load
+from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,30 @@ class Segmenter:
         loaded = load(name, chosen)
         log.info("%s on %s", loaded.name, chosen)
         return cls(loaded, chosen, limits, skip_decided=skip_decided)
+
+    @classmethod
+    def compose(
+        cls,
+        proposals: str | os.PathLike[str],
+        regions: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        limits: ImageLimits | None = None,
+        *,
+        skip_decided: bool = False,
+        **choices: Any,
+    ) -> Segmenter:
+        """Any generator of masks before any classifier of regions; docs/combinations.md has the pairs.
+
+            Segmenter.compose("given", "fcclip-convnext-large")  # then: segmenter(photo, words, masks=...)
+            Segmenter.compose("models/sam", "mask-adapter-fcclip-large", settings={"points_per_side": 16})
+
+        proposals: "given", a model, or a generator of transformers. regions: a model, or a CLIP in open_clip's layout.
+        Each by name, folder or "organisation/name". choices: fields of `zoo.composition.Choices`. Two parts that cannot
+        be joined raise a CompositionError with the reason. `lexiseg.compose_folder` writes a pair as one model folder.
+        """
+        chosen = pick_device(device)
+        drawn, read = (part if isinstance(part, str) else Path(part) for part in (proposals, regions))
+        return cls(compose(drawn, read, chosen, **choices), chosen, limits, skip_decided=skip_decided)
 
     def to(self, device: str | torch.device) -> Segmenter:
         """Moves the model; returns the segmenter itself."""
@@ -239,13 +263,46 @@ class Segmenter:
             mask_ids=ids,
         )
 
+    @torch.inference_mode()
+    def predict(self, image: ImageInput | Photo, words: Words, tasks: Sequence[Task]) -> dict[Task, Prediction]:
+        """Several kinds of outcome of one picture from one look at it, with nothing left out: for measuring.
+
+        With several tasks mask logits are resized before they become probabilities, for the semantic outcome too, as
+        the published settings with all outputs do.
+        """
+        questions = [self._prepare(words, task, False, None, masks_given=False) for task in tasks]
+        images = self.model.canvas([read_image(image, self.limits)]).to(self.device)
+        frame = _frame(images)
+        outcomes: dict[Task, Prediction] = {}
+        scored = None
+        for question in questions:
+            if scored is None or self.skip_decided:
+                scored = self._scored(images, question, frame)
+            outcomes[question.task] = self._outcome(scored, question, frame, alone=len(questions) == 1)
+        return outcomes
+
+    @torch.inference_mode()
+    def classify_masks(self, image: ImageInput | Photo, words: Words, masks: MaskInput | PhotoMasks) -> Tensor:
+        """[Q, K] on the CPU: how given masks of a picture score against the words, nothing left out.
+
+        masks: what `read_masks` takes.
+        """
+        photo = read_image(image, self.limits)
+        hard = torch.from_numpy(read_masks(masks, photo, self.limits).masks)
+        question = self._prepare(words, "instance", False, None, masks_given=True)
+        images = with_given_masks(self.model.canvas([photo]), [hard]).to(self.device)
+        return self._naming(images, question.bank)[1].class_probs[0].cpu()
+
     def _found(self, images: Images, question: _Question) -> Prediction:
         """What the masks of the model's own generator show."""
-        frame = Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
-        scored, outputs = self._scored(images, question, frame), self.model.outputs
-        masks, class_probs, is_thing = scored.mask_logits, scored.class_probs, self._things(question)
+        frame = _frame(images)
+        return self._outcome(self._scored(images, question, frame), question, frame, alone=True)
+
+    def _outcome(self, scored: _Scored, question: _Question, frame: Frame, alone: bool) -> Prediction:
+        masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs
+        is_thing = self._things(question)
         if question.task == "semantic":
-            sigmoid_at = outputs.sigmoid_at or "canvas"
+            sigmoid_at = outputs.sigmoid_at or ("canvas" if alone else "output")
             return postprocess.semantic(masks, class_probs, frame, sigmoid_at, outputs.least_cover)
         sigmoid_at = outputs.sigmoid_at or "output"
         if question.task == "instance":
@@ -314,6 +371,11 @@ class _Scored:
     """[n]."""
     told_from_void: bool
     """The generator knows void: its masks compete for the pixels. Others may well lie over each other."""
+
+
+def _frame(images: Images) -> Frame:
+    """Of a batch of one."""
+    return Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
 
 
 def naming_system(system: System) -> System:
