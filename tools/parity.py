@@ -32,7 +32,8 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 RUNNERS = (
     *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
     *("parity_mask_adapter", "parity_mask_adapter_system", "parity_benchmarks"),
-    *("parity_mask2former", "parity_maskclippp"),
+    *("parity_mask2former", "parity_maskclippp", "parity_maskclippp_system"),
+    "parity_ovseg",
 )
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
@@ -138,6 +139,8 @@ def run_check(
 ) -> tuple[bool, float, str]:
     """(passes, largest difference, words) of one check."""
     stored = stored_arrays[name] if name in stored_arrays else lookup(case, name)
+    # What a run makes of stored values in the place of its own stands under their names.
+    new = {**new, **new.get(f"from {', '.join(check.get('from_stored', ()))}", {})}
     try:
         value = new_value(name, stored, new, case)
     except Missing as error:
@@ -187,6 +190,8 @@ def run_case(
     checks = {name: check for name, check in case["checks"].items() if check["role"] == "output"}
     # Besides what it starts from, a case may hold what is put in the place of a run's own values, or helps to read it.
     given = {*case["inputs"], *(name for name, check in case["checks"].items() if check["role"] == "input")}
+    for check in case["checks"].values():
+        given.update(*(part.get("from_stored", ()) for part in (check, *check.get("also", ()))))
     inputs = {name: value for name, value in arrays.items() if name in given}
     try:
         new: dict[str, Any] | None = None
