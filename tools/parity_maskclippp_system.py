@@ -85,7 +85,7 @@ def load(case: Case, folder: Path) -> tuple[Assembled, System, TextEncoder, Text
     system.load_state_dict(model.system, strict=True, assign=True)
     text, query = text_encoder(model.arguments["tower"]), text_encoder(model.arguments["generator_tower"])
     text.load_state_dict(model.text, strict=True, assign=True)
-    query.load_state_dict(model.query_text or {}, strict=True, assign=True)
+    query.load_state_dict(model.query_text or model.text, strict=True, assign=True)
     return replace(model, canvas=canvas), system.eval(), text.eval(), query.eval()
 
 

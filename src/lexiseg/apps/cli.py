@@ -170,12 +170,21 @@ def convert(
         str,
         typer.Option(
             help="Whose checkpoint it is: auto, fcclip, maftplus-semantic, maftplus-panoptic, mask-adapter-fcclip, "
-            "mask-adapter-maftplus-base or mask-adapter-maftplus-large."
+            "mask-adapter-maftplus-base, mask-adapter-maftplus-large, maskclip-pp-coco-panoptic or "
+            "maskclip-pp-coco-stuff."
         ),
     ] = "auto",
     base: Annotated[
         Path | None,
         typer.Option(help="For an adapter after its first training stage: the checkpoint it was made for."),
+    ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="For a MaskCLIP++ classifier: the FC-CLIP, MAFT+ or Mask2Former it is to stand behind."),
+    ] = None,
+    clip: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a MaskCLIP++ classifier: the CLIP it began with, for its words. May be repeated."),
     ] = None,
     training_words: Annotated[
         Path | None, typer.Option(help="The official class list the model was trained with, to score as published.")
@@ -187,7 +196,9 @@ def convert(
 
     try:
         phrases = None if training_words is None else read_training_phrases(training_words)
-        report = convert_file(file, out, layout, base=base, training_phrases=phrases)
+        report = convert_file(
+            file, out, layout, base=base, generator=generator, clips=clip or (), training_phrases=phrases
+        )
     except (ValueError, OSError) as error:
         _wrong(str(error))
     print(report.summary())

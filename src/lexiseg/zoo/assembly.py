@@ -21,7 +21,7 @@ from lexiseg.weights import mask2former as mask2former_layout
 from lexiseg.weights import maskclip_pp as layout
 from lexiseg.weights.rules import Conversion, ConversionError, convert, shapes_of
 from lexiseg.zoo.mask2former import SWIN
-from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_mask2former
+from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_given, maskclip_pp_mask2former
 from lexiseg.zoo.model_folder import OutputSettings
 
 SHORT_EDGES = {
@@ -39,6 +39,14 @@ GENERATOR_SHORT_EDGE = 800
 """What the generators look at, whatever was done to the photo before; only Swin-T takes the photo as it then is."""
 
 
+SYSTEMS: dict[str, Callable[..., System]] = {
+    "maskclip_pp": maskclip_pp,
+    "maskclip_pp_mask2former": maskclip_pp_mask2former,
+    "maskclip_pp_given": maskclip_pp_given,
+}
+"""The builders this module fills."""
+
+
 @dataclass(frozen=True)
 class Assembled:
     """A whole model as plain tensors and settings."""
@@ -48,6 +56,8 @@ class Assembled:
     system: dict[str, Tensor]
     text: dict[str, Tensor]
     query_text: dict[str, Tensor] | None
+    """None for generators that read no words, or by the same tower."""
+    query_templates: str | None
     """None for generators that read no words."""
     templates: str
     canvas: Canvas
@@ -56,8 +66,10 @@ class Assembled:
     """The classifier was trained on COCO-Stuff, not on COCO panoptic."""
     seen_stuff: bool
     """The released settings count the words of COCO-Stuff as seen: those of the generator's training."""
+    panoptic: bool
+    """The generator is the panoptic form of MAFT+."""
     accounts: dict[str, Conversion] = field(default_factory=dict)
-    """File, by its part, -> what became of its tensors."""
+    """What became of the tensors of "classifier", "generator" and "words", the last where it is a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class _Generator:
 
 def assemble(
     classifier: Mapping[str, Tensor],
-    generator: Mapping[str, Tensor],
+    generator: Mapping[str, Tensor] | None = None,
     clips: Sequence[Mapping[str, Tensor]] = (),
     *,
     tower: str | Mapping[str, Any] | None = None,
@@ -85,10 +97,11 @@ def assemble(
 ) -> Assembled:
     """Reads every file to the last tensor, or raises `ConversionError`.
 
-    clips: files with the CLIP the classifier began with, for its words where the classifier's file has none, and with
-    that of the generator where its file has none. tower, generator_tower, short_edge: only for models that are not
-    published. on_stuff: which data the classifier was trained on; None: COCO-Stuff if it tuned its words or stands
-    behind MAFT+, as the released ones. A file of MAFT+ that does not tell which form it is counts as a semantic one.
+    generator: None for a classifier of given masks alone. clips: files with the CLIP the classifier began with, for its
+    words where the classifier's file has none, and with that of the generator where its file has none. tower,
+    generator_tower, short_edge: only for models that are not published. on_stuff: which data the classifier was trained
+    on; None: COCO-Stuff if it tuned its words or stands behind MAFT+, as the released ones. A file of MAFT+ that does
+    not tell which form it is counts as a semantic one.
     """
     found = layout.describe(classifier)
     tower = tower or found.tower
@@ -100,10 +113,9 @@ def assemble(
     masks = _read_generator(generator, clips, generator_tower)
     stuff = (found.has_words or masks.panoptic is not None) if on_stuff is None else on_stuff
     arguments = {"tower": tower, **masks.arguments, "short_edge": short_edge, **_classifier_sizes(found)}
-    if stuff:  # only those were released with an ensemble
+    if stuff and generator is not None:  # only those were released with an ensemble
         arguments["alpha"] = 0.9 if found.has_words else 0.6
-    build: Callable[..., System] = maskclip_pp if masks.builder == "maskclip_pp" else maskclip_pp_mask2former
-    targets = shapes_of(build(**arguments).state_dict())
+    targets = shapes_of(SYSTEMS[masks.builder](**arguments).state_dict())
     of_generator = {name: shape for name, shape in targets.items() if name.startswith("generator.")} | masks.targets
     of_classifier = {name: shape for name, shape in targets.items() if name not in of_generator}
     of_words = {f"text.{name}": s for name, s in shapes_of(build_text_encoder(tower).state_dict()).items()}
@@ -111,29 +123,42 @@ def assemble(
         of_words["scorer.logit_scale"] = of_classifier.pop("scorer.logit_scale")
 
     accounts = {"generator": _convert_generator(masks, of_generator)}
+    filled = dict(accounts["generator"].tensors)
     if found.has_words:
         of_classifier |= of_words
     else:
+        own_file = _words_of(found, of_words, clips)
         # MAFT+'s CLIP has been tuned: the classifier did not begin with it.
-        others = [masks.source] if masks.panoptic is None else []
-        accounts["words"] = _convert_words(found, tower, of_words, [*clips, *others])
+        source = own_file or _words_of(found, of_words, [masks.source] if masks.panoptic is None else [])
+        if source is None:
+            raise ConversionError(
+                f"the classifier's file has no words' tower, and none of the other files has that of {tower}: give the "
+                "CLIP it began with as open_clip or EVA-CLIP publish it"
+            )
+        words = _convert_words(source, of_words)
+        filled |= words.tensors
+        if own_file is not None:
+            accounts["words"] = words
     rules = layout.rules_for(found)
     accounts["classifier"] = convert(classifier, of_classifier, rules, layout.IGNORED, fcclip_layout.FRESH)
-    filled = {name: tensor for account in accounts.values() for name, tensor in account.tensors.items()}
+    filled |= accounts["classifier"].tensors
     # The only fresh tensors are counters of batch norm.
     filled |= {name: torch.zeros((), dtype=torch.int64) for account in accounts.values() for name in account.fresh}
-    system = {name: filled[name] for name in targets}
+    text, query_text = _below("text.", filled), _below("query_text.", filled)
+    shared = query_text.keys() == text.keys() and all(query_text[name] is tensor for name, tensor in text.items())
     return Assembled(
         builder=masks.builder,
         arguments=arguments,
-        system=system,
-        text=_below("text.", filled),
-        query_text=_below("query_text.", filled) or None,
+        system={name: filled[name] for name in targets},
+        text=text,
+        query_text=None if shared or not query_text else query_text,
+        query_templates="fcclip14" if query_text else None,
         templates="photo1" if found.num_templates == 1 else "fcclip14",
         canvas=_canvas(tower, masks, stuff),
         outputs=_outputs(masks, stuff),
         on_stuff=stuff,
         seen_stuff=stuff and masks.panoptic is False,
+        panoptic=bool(masks.panoptic),
         accounts=accounts,
     )
 
@@ -146,8 +171,10 @@ def _classifier_sizes(found: layout.Classifier) -> dict[str, Any]:
 
 
 def _read_generator(
-    source: Mapping[str, Tensor], clips: Sequence[Mapping[str, Tensor]], tower: str | Mapping[str, Any] | None
+    source: Mapping[str, Tensor] | None, clips: Sequence[Mapping[str, Tensor]], tower: str | Mapping[str, Any] | None
 ) -> _Generator:
+    if source is None:
+        return _Generator({}, "maskclip_pp_given", {}, {}, None)
     if mask2former_layout.is_official(source):
         sizes = mask2former_layout.describe_swin(source)
         told = {"width": sizes.width, "depths": sizes.depths, "heads": sizes.heads, "window": sizes.window}
@@ -206,26 +233,24 @@ def _convert_generator(masks: _Generator, targets: Mapping[str, tuple[int, ...]]
     return convert(masks.source, targets, layout.GENERATOR_RULES, layout.GENERATOR_IGNORED, fcclip_layout.FRESH)
 
 
-def _convert_words(
-    found: layout.Classifier,
-    tower: str | Mapping[str, Any],
-    targets: Mapping[str, tuple[int, ...]],
-    sources: Sequence[Mapping[str, Tensor]],
-) -> Conversion:
-    """The words' tower from the first file with a CLIP of the classifier's family whose words' tower has its sizes."""
+def _words_of(
+    found: layout.Classifier, targets: Mapping[str, tuple[int, ...]], sources: Sequence[Mapping[str, Tensor]]
+) -> Mapping[str, Tensor] | None:
+    """The first file with a CLIP of the classifier's family whose words' tower has its sizes."""
+    wanted = {name.removeprefix("text."): shape for name, shape in targets.items() if name.startswith("text.")}
     for source in sources:
         prefix = layout.clip_prefix(source)
-        if prefix is None or layout.clip_family(source) != found.family:
-            continue
-        sizes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in source.items()}
-        wanted = {name.removeprefix("text."): shape for name, shape in targets.items() if name.startswith("text.")}
-        if all(sizes.get(name) == shape for name, shape in wanted.items()):
-            ignored = layout.words_ignored(prefix, with_scale="scorer.logit_scale" in targets)
-            return convert(source, targets, layout.words_rules(prefix), ignored)
-    raise ConversionError(
-        f"the classifier's file has no words' tower, and none of the other files has that of {tower}: give the CLIP it "
-        "began with as open_clip or EVA-CLIP publish it"
-    )
+        if prefix is not None and layout.clip_family(source) == found.family:
+            sizes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in source.items()}
+            if all(sizes.get(name) == shape for name, shape in wanted.items()):
+                return source
+    return None
+
+
+def _convert_words(source: Mapping[str, Tensor], targets: Mapping[str, tuple[int, ...]]) -> Conversion:
+    prefix = layout.clip_prefix(source) or ""
+    ignored = layout.words_ignored(prefix, with_scale="scorer.logit_scale" in targets)
+    return convert(source, targets, layout.words_rules(prefix), ignored)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

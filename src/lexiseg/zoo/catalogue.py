@@ -16,11 +16,12 @@ BENCHMARKS = {
     "voc-21": "PASCAL VOC-21",
     "voc-20": "PASCAL VOC-20",
     "coco": "COCO panoptic",
+    "coco-stuff": "COCO-Stuff",
 }
 """Benchmark -> its written name."""
 
 Numbers = Mapping[str, Mapping[str, float]]
-"""Benchmark -> metric ("pq", "ap", "miou"; "sq", "rq") -> percent."""
+"""Benchmark -> metric ("pq", "ap", "miou"; "sq", "rq"; "mask_acc", of given true masks) -> percent."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class OfficialFile:
     """Size of the weights in it, float32."""
     tower: str
     """The open_clip name of its CLIP: by it a file is recognised."""
+    beside: str = ""
+    """Other official files it is put together with, as the options of `lexiseg convert` that name them."""
+
+    @property
+    def command(self) -> str:
+        """What makes a model of it."""
+        return " ".join(filter(None, ("lexiseg convert FILE", self.beside)))
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,64 @@ def _mask_adapter(
         published=published,
         miou_rule="gt",  # by the stock evaluator, on MAFT+ too
     )
+
+
+MASKCLIP_PP_PAPER = "arXiv 2412.11464"
+MASKCLIP_PP_PAGE = "https://github.com/HVision-NKU/MaskCLIPpp (table of models in its README)"
+COCO_PANOPTIC, COCO_STUFF = "COCO 2017 panoptic (133 classes)", "COCO-Stuff-164k, train2017 (171 classes)"
+
+
+def _maskclip_pp(
+    name: str,
+    title: str,
+    arguments: Mapping[str, Any],
+    gigabytes: float,
+    beside: str,
+    published: Numbers,
+    trained_on: str = COCO_PANOPTIC,
+    builder: str = "maskclip_pp",
+) -> Entry:
+    return Entry(
+        name=name,
+        title=f"MaskCLIP++, {title}",
+        paper=MASKCLIP_PP_PAPER,
+        builder=builder,
+        arguments=arguments,
+        source=OfficialFile(
+            f"the checkpoint for {title.partition(' behind ')[0]}",
+            MASKCLIP_PP_PAGE,
+            gigabytes,
+            arguments["tower"],
+            beside,
+        ),
+        code_licence="Apache-2.0",
+        weights_licence="see the pages of the files; CLIP towers MIT",
+        trained_on=trained_on,
+        needs=f"the official file ({gigabytes:.1f} GB) and that of the mask generator, converted together once",
+        state="convert",
+        published=published,
+        miou_rule="gt" if any("miou" in numbers for numbers in published.values()) else None,
+    )
+
+
+def _ade(miou: float, pq: float, ap: float) -> Numbers:
+    """The column of MaskCLIP++'s table of models without ensemble."""
+    return {"ade20k-150": {"pq": pq, "ap": ap, "miou": miou}}
+
+
+def _wordy(miou: tuple[float, float, float, float, float], **ade: float) -> Numbers:
+    """The rows of its table of the model that tuned its words. miou: A-847, PC-459, A-150, PC-59, PAS-20; ade: more."""
+    first, second, third, *rest = miou
+    numbers = dict(_miou_numbers(first, third, second, *rest))
+    return {**numbers, "ade20k-150": {**numbers["ade20k-150"], **ade}}
+
+
+def _with_mask_accuracy(numbers: Numbers) -> Numbers:
+    """The same with how that model names true masks, which has nothing to do with its generator."""
+    names = ("ade20k-847", "context-459", "ade20k-150", "context-59", "coco-stuff", "cityscapes")
+    accuracy = dict(zip(names, (38.4, 56.4, 67.0, 85.2, 67.8, 71.0), strict=True))
+    found = {name: {**numbers.get(name, {}), "mask_acc": value} for name, value in accuracy.items()}
+    return {**numbers, **found}
 
 
 def _miou_numbers(*miou: float) -> Numbers:
@@ -311,6 +377,142 @@ ENTRIES = (
         "maftp_convnext_large_maskadapter.pth",
         1.6,
         _miou_numbers(16.2, 38.2, 22.7, 60.4, 95.8),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-rn50x16",
+        "RN50x16 behind FC-CLIP base",
+        {"tower": "RN50x16", "generator_tower": "convnext_base_w_320", "short_edge": 512},
+        0.7,
+        "--generator FCCLIP_B --clip RN50X16",
+        _ade(29.3, 21.8, 11.1),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-base",
+        "convnext_base_w_320 behind FC-CLIP base",
+        {"tower": "convnext_base_w_320", "generator_tower": "convnext_base_w_320", "short_edge": 512},
+        0.4,
+        "--generator FCCLIP_B",
+        _ade(35.1, 24.5, 13.6),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-large",
+        "convnext_large_d_320 behind FC-CLIP large",
+        {"tower": "convnext_large_d_320", "generator_tower": "convnext_large_d_320", "short_edge": 640},
+        0.8,
+        "--generator fcclip_cocopan.pth",
+        _ade(35.6, 26.5, 16.7),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-xxlarge",
+        "convnext_xxlarge behind FC-CLIP large",
+        {"tower": "convnext_xxlarge", "generator_tower": "convnext_large_d_320", "short_edge": 640},
+        3.4,
+        "--generator fcclip_cocopan.pth --clip CONVNEXT_XXLARGE",
+        _ade(36.4, 27.1, 16.6),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-base",
+        "EVA02-B-16 behind FC-CLIP base",
+        {"tower": "EVA02-B-16", "generator_tower": "convnext_base_w_320", "short_edge": 384},
+        0.4,
+        "--generator FCCLIP_B --clip EVA02_CLIP_B_psz16_s8B.pt",
+        _ade(33.8, 24.4, 13.2),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-large",
+        "EVA02-L-14-336 behind FC-CLIP large",
+        {"tower": "EVA02-L-14-336", "generator_tower": "convnext_large_d_320", "short_edge": 392},
+        1.2,
+        "--generator fcclip_cocopan.pth --clip EVA02_CLIP_L_336_psz14_s6B.pt",
+        _ade(36.6, 27.3, 17.0),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-giant",
+        "EVA01-g-14-plus behind FC-CLIP large",
+        {"tower": "EVA01-g-14-plus", "generator_tower": "convnext_large_d_320", "short_edge": 336},
+        4.0,
+        "--generator fcclip_cocopan.pth --clip EVA01_CLIP_g_14_plus_psz14_s11B.pt",
+        _ade(36.8, 27.7, 17.1),
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-base-swin-tiny",
+        "convnext_base_w_320 behind Mask2Former Swin-T",
+        {"tower": "convnext_base_w_320", "swin": "swin_tiny", "short_edge": 512},
+        0.4,
+        "--generator model_final_9fd0ae.pkl --clip CONVNEXT_BASE",
+        {},
+        builder="maskclip_pp_mask2former",
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-base-swin-large",
+        "convnext_base_w_320 behind Mask2Former Swin-L",
+        {"tower": "convnext_base_w_320", "swin": "swin_large", "num_queries": 200, "short_edge": 512},
+        0.4,
+        "--generator model_final_f07440.pkl --clip CONVNEXT_BASE",
+        {},
+        builder="maskclip_pp_mask2former",
+    ),
+    _maskclip_pp(
+        "maskclip-pp-convnext-base-maftplus",
+        "convnext_base_w_320 (COCO-Stuff) behind MAFT+ base",
+        {
+            "tower": "convnext_base_w_320",
+            "generator_tower": "convnext_base_w_320",
+            "num_queries": 100,
+            "short_edge": 512,
+            "alpha": 0.6,
+        },
+        0.4,
+        "--generator maftp_b.pth --clip CONVNEXT_BASE",
+        _wordy((14.5, 18.7, 35.4, 59.1, 95.8)),
+        COCO_STUFF,
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-large-words-fcclip",
+        "EVA02-L-14-336 with its words (COCO-Stuff) behind FC-CLIP large",
+        {
+            "tower": "EVA02-L-14-336",
+            "generator_tower": "convnext_large_d_320",
+            "short_edge": 392,
+            "num_templates": 1,
+            "alpha": 0.9,
+        },
+        1.7,
+        "--generator fcclip_cocopan.pth",
+        _wordy((15.4, 21.3, 37.1, 62.6, 96.4), pq=27.7, sq=72.0, rq=33.6, ap=17.3),
+        COCO_STUFF,
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-large-words-maftplus",
+        "EVA02-L-14-336 with its words (COCO-Stuff) behind MAFT+ large",
+        {
+            "tower": "EVA02-L-14-336",
+            "generator_tower": "convnext_large_d_320",
+            "num_queries": 100,
+            "short_edge": 392,
+            "num_templates": 1,
+            "alpha": 0.9,
+        },
+        1.7,
+        "--generator maftp_l.pth",
+        _with_mask_accuracy(_wordy((16.8, 23.9, 38.2, 62.5, 96.8))),
+        COCO_STUFF,
+    ),
+    _maskclip_pp(
+        "maskclip-pp-eva-large-words-maftplus-panoptic",
+        "EVA02-L-14-336 with its words (COCO-Stuff) behind MAFT+ large, panoptic",
+        {
+            "tower": "EVA02-L-14-336",
+            "generator_tower": "convnext_large_d_320",
+            "num_queries": 100,
+            "short_edge": 392,
+            "num_templates": 1,
+            "alpha": 0.9,
+        },
+        1.7,
+        "--generator maftp_l_pano.pth",
+        {"ade20k-150": {"pq": 28.1, "sq": 74.0, "rq": 34.7}},
+        COCO_STUFF,
     ),
 )
 

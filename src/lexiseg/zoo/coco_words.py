@@ -146,6 +146,9 @@ STUFF = (
     "rug, carpet, mat",
 )
 
+COCO_CLASSES = THINGS + STUFF
+"""The 133 categories in the order of their numbers, each with its words in the comma format."""
+
 COCO_PHRASES = tuple(phrase for names in THINGS + STUFF for phrase in names.split(", "))
 
 STUFF_APART = (

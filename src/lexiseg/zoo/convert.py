@@ -17,14 +17,24 @@ from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary
 from lexiseg.weights import fcclip as fcclip_layout
 from lexiseg.weights import maftplus as maftplus_layout
 from lexiseg.weights import mask_adapter as adapter_layout
+from lexiseg.weights import maskclip_pp as classifier_layout
 from lexiseg.weights.files import read_checkpoint, sha256_of
 from lexiseg.weights.rules import Conversion, ConversionError, Ignored, Rule, shapes_of
-from lexiseg.zoo.catalogue import FCCLIP_PAPER, MAFTPLUS_PAPER, MASK_ADAPTER_PAPER, ZOO, Entry, OfficialFile
-from lexiseg.zoo.coco_words import COCO_PHRASES, COCO_STUFF_PHRASES
+from lexiseg.zoo.assembly import Assembled, assemble
+from lexiseg.zoo.catalogue import (
+    FCCLIP_PAPER,
+    MAFTPLUS_PAPER,
+    MASK_ADAPTER_PAPER,
+    MASKCLIP_PP_PAPER,
+    ZOO,
+    Entry,
+    OfficialFile,
+)
+from lexiseg.zoo.coco_words import COCO_CLASSES, COCO_PHRASES, COCO_STUFF_PHRASES
 from lexiseg.zoo.loading import converted_folder
 from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
 from lexiseg.zoo.mask_adapter import CANVAS, FCCLIP_OVERLAP_THRESHOLD, MAFTPLUS_OVERLAP_THRESHOLD
-from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, save_model_folder
+from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, Query, save_model_folder
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,13 @@ def _mask_adapter_on_maftplus(joint_width: int, arguments: Mapping[str, Any]) ->
         embedder_sizes=_adapter_sizes,
     )
 
+
+CLASSIFIERS: dict[str, bool | None] = {
+    "maskclip-pp": None,
+    "maskclip-pp-coco-panoptic": False,
+    "maskclip-pp-coco-stuff": True,
+}
+"""Name -> whether a classifier of masks was trained on COCO-Stuff, or None to tell it by the files it stands with."""
 
 LAYOUTS: dict[str, CheckpointLayout] = {
     "mask-adapter-fcclip": CheckpointLayout(
@@ -161,21 +178,44 @@ def convert(
     layout: str = "auto",
     *,
     base: str | Path | None = None,
+    generator: str | Path | None = None,
+    clips: Sequence[str | Path] = (),
     tower: str | dict[str, Any] | None = None,
     training_phrases: Iterable[str] | None = None,
+    **sizes_of_classifier: Any,
 ) -> Report:
     """Reads an official checkpoint and writes a model folder.
 
     base: for an adapter after its first training stage, the checkpoint of the model it was made for; the two are
-    joined, which is what the second stage starts from.
-    out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS, or "auto". tower:
-    only for checkpoints whose tower is none of the published ones. training_phrases: the words the model was trained
-    with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
+    joined, which is what the second stage starts from. generator, clips: for a classifier of masks, the file of the
+    generator it is to stand behind and those of the CLIPs that neither file holds; without a generator it names masks
+    that are given. out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS or
+    CLASSIFIERS, or "auto". tower, sizes_of_classifier (see `assemble`): only for checkpoints whose tower is none of the
+    published ones. training_phrases: the words the model was trained with, where the user has the official list;
+    otherwise ours for COCO (see `coco_words`).
     """
     file = Path(file)
-    if layout != "auto" and layout not in LAYOUTS:
-        raise ConversionError(f"no layout is called {layout!r}: choose one of auto, {', '.join(LAYOUTS)}")
-    source = _with_base(file, read_checkpoint(file), None if base is None else Path(base))
+    if layout not in ("auto", *LAYOUTS, *CLASSIFIERS):
+        known = ", ".join((*LAYOUTS, *CLASSIFIERS))
+        raise ConversionError(f"no layout is called {layout!r}: choose one of auto, {known}")
+    first = read_checkpoint(file)
+    if base is None and classifier_layout.is_official(first) and layout in ("auto", *CLASSIFIERS):
+        files = [file, *([] if generator is None else [Path(generator)]), *(Path(clip) for clip in clips)]
+        sources = [first, *(read_checkpoint(path) for path in files[1:])]
+        assembled = assemble(
+            first,
+            None if generator is None else sources[1],
+            sources[1 if generator is None else 2 :],
+            tower=tower,
+            on_stuff=CLASSIFIERS.get(layout),
+            **sizes_of_classifier,
+        )
+        return _save_assembled(assembled, files, out, training_phrases)
+    if layout in CLASSIFIERS:
+        raise ConversionError(f"{file}: not a MaskCLIP++ checkpoint: its names are others")
+    if generator is not None or clips or sizes_of_classifier:
+        raise ConversionError(f"{file}: not a classifier of masks; only those stand with a generator of another file")
+    source = _with_base(file, first, None if base is None else Path(base))
     layout = recognise(file, source) if layout == "auto" else layout
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
@@ -203,7 +243,7 @@ def convert(
         canvas=kind.canvas,
         outputs=kind.outputs,
         training_phrases=list(kind.training_phrases if training_phrases is None else training_phrases),
-        card=card(entry, kind, file) | ({} if base is None else {"joined_with": Path(base).name}),
+        card=card(entry, kind.title, kind.paper, file) | ({} if base is None else {"joined_with": Path(base).name}),
     )
     return Report(
         layout=layout,
@@ -215,6 +255,50 @@ def convert(
         ignored=account.ignored,
         fresh=account.fresh,
         parameters=sum(tensor.numel() for tensor in (*system.values(), *text.values())),
+    )
+
+
+def _save_assembled(
+    assembled: Assembled, files: Sequence[Path], out: str | Path | None, training_phrases: Iterable[str] | None
+) -> Report:
+    """A classifier with its generator as a model folder. files: all that were read, the classifier's first."""
+    entry = published_entry(assembled.builder, assembled.arguments, panoptic=assembled.panoptic)
+    if out is None and entry is None:
+        raise ConversionError(
+            f"{files[0]}: no published model is put together so, and it has no name of its own; say where it goes"
+            + (" (or give a mask generator: --generator FILE)" if assembled.builder == "maskclip_pp_given" else "")
+        )
+    folder = Path(out) if out is not None else converted_folder(entry.name if entry else "")
+    templates, query = assembled.templates, assembled.query_templates
+    words = COCO_STUFF_PHRASES if assembled.seen_stuff else COCO_PHRASES
+    told = card(entry, "MaskCLIP++", MASKCLIP_PP_PAPER, files[0])
+    save_model_folder(
+        folder,
+        assembled.system,
+        assembled.text,
+        builder=assembled.builder,
+        arguments=assembled.arguments,
+        templates=templates,
+        mix_templates=False,
+        query=None if query is None else Query(query, assembled.query_text),
+        own_classes=COCO_CLASSES if assembled.builder == "maskclip_pp_mask2former" else (),
+        canvas=assembled.canvas,
+        outputs=assembled.outputs,
+        training_phrases=list(words if training_phrases is None else training_phrases),
+        card=told | {"put_together_with": {path.name: sha256_of(path) for path in files[1:]}},
+    )
+    parts = assembled.accounts.items()
+    states = (assembled.system, assembled.text, assembled.query_text or {})
+    return Report(
+        layout="maskclip-pp",
+        name=entry.name if entry else None,
+        tower=str(assembled.arguments["tower"]) if isinstance(assembled.arguments["tower"], str) else "given",
+        folder=folder,
+        system_tensors=len(assembled.system),
+        text_tensors=len(assembled.text) + len(assembled.query_text or {}),
+        ignored={f"{part}: {name}": reason for part, account in parts for name, reason in account.ignored.items()},
+        fresh={name: reason for _, account in parts for name, reason in account.fresh.items()},
+        parameters=sum(tensor.numel() for state in states for tensor in state.values()),
     )
 
 
@@ -277,12 +361,16 @@ def sizes(found: fcclip_layout.Layout, builder: str = "fcclip") -> dict[str, int
     return {name: value for name, value in told.items() if value != defaults[name]}
 
 
-def published_entry(builder: str, arguments: Mapping[str, Any]) -> Entry | None:
-    """The model of the zoo that is built so."""
-    for entry in ZOO.values():
-        if isinstance(entry.source, OfficialFile) and entry.builder == builder and entry.arguments == arguments:
-            return entry
-    return None
+def published_entry(builder: str, arguments: Mapping[str, Any], panoptic: bool = False) -> Entry | None:
+    """The model of the zoo that is built so; `panoptic` tells two apart that differ in the weights alone."""
+    fitting = [
+        entry
+        for entry in ZOO.values()
+        if isinstance(entry.source, OfficialFile) and entry.builder == builder and entry.arguments == arguments
+    ]
+    if len(fitting) > 1:
+        fitting = [entry for entry in fitting if entry.name.endswith("-panoptic") == panoptic]
+    return fitting[0] if fitting else None
 
 
 def read_training_phrases(file: str | Path) -> list[str]:
@@ -301,11 +389,11 @@ def read_training_phrases(file: str | Path) -> list[str]:
     return list(Vocabulary.from_comma_format(words).phrases)
 
 
-def card(entry: Entry | None, layout: CheckpointLayout, file: Path) -> dict[str, Any]:
-    """What the model folder says about itself."""
-    origin = {"converted_from": file.name, "source_sha256": sha256_of(file), "paper": layout.paper}
+def card(entry: Entry | None, title: str, paper: str, file: Path) -> dict[str, Any]:
+    """What the model folder says about itself. title, paper: of models that are not published."""
+    origin = {"converted_from": file.name, "source_sha256": sha256_of(file), "paper": paper}
     if entry is None:
-        return {"title": layout.title, **origin}
+        return {"title": title, **origin}
     return {
         "title": entry.title,
         **origin,

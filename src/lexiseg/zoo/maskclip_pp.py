@@ -16,11 +16,12 @@ from lexiseg.clip.open_clip import build_image_tower, build_transformer_tower, c
 from lexiseg.geometry import TowerView
 from lexiseg.proposals.closed_set import ClosedSet
 from lexiseg.proposals.fcclip import fcclip_generator
+from lexiseg.proposals.given_masks import GivenMasks
 from lexiseg.proposals.own_backbone import OwnBackbone
 from lexiseg.regions.mask_tokens import MaskTokens
 from lexiseg.regions.masked_attention import SoftAttentionPool, SoftMaskedAttention2d
 from lexiseg.regions.soft_mask_pool import SoftMaskPool
-from lexiseg.scoring.fusion import FLOOR, GeometricEnsemble, RegionWithVoid
+from lexiseg.scoring.fusion import FLOOR, GeometricEnsemble, RegionOnly, RegionWithVoid
 from lexiseg.scoring.pseudo_text import PseudoText
 from lexiseg.scoring.template_mix import TemplateMean, TemplateMix
 from lexiseg.system import System
@@ -89,6 +90,21 @@ def maskclip_pp_mask2former(
     masks = mask2former(swin, num_classes=num_classes, num_queries=num_queries, device=device, **generator)
     embedder, scorer = mask_classifier(tower, short_edge, similarity, num_templates, mix_width, mask_blocks, device)
     return System(None, ClosedSet(masks), embedder, scorer, _fusion(alpha, beta))
+
+
+def maskclip_pp_given(
+    tower: Tower,
+    *,
+    short_edge: int,
+    similarity: Similarity | None = None,
+    num_templates: int = 14,
+    mix_width: int = 768,
+    mask_blocks: int = 3,
+    device: str | torch.device = "meta",
+) -> System:
+    """A classifier alone, for masks that come with the pictures. The arguments are those of `maskclip_pp`."""
+    embedder, scorer = mask_classifier(tower, short_edge, similarity, num_templates, mix_width, mask_blocks, device)
+    return System(None, GivenMasks(), embedder, scorer, RegionOnly())
 
 
 def mask_classifier(

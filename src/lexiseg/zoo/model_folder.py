@@ -47,7 +47,7 @@ from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
-from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_mask2former
+from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_given, maskclip_pp_mask2former
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -86,6 +86,7 @@ BUILDERS: dict[str, Builder] = {
     "mask_adapter_maftplus": Builder(mask_adapter_maftplus, text_encoder),
     "maskclip_pp": Builder(maskclip_pp, text_encoder),
     "maskclip_pp_mask2former": Builder(maskclip_pp_mask2former, text_encoder),
+    "maskclip_pp_given": Builder(maskclip_pp_given, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Entry, OfficialFile
 from lexiseg.zoo.loading import is_available
 
-METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU", "sq": "SQ", "rq": "RQ"}
+METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU", "sq": "SQ", "rq": "RQ", "mask_acc": "mMaskAcc"}
 RULES = {
     "gt": "mean over the classes that occur in the ground truth",
     "gt_or_pred": "mean over the classes that occur in ground truth or prediction",
@@ -71,7 +71,11 @@ def markdown() -> str:
     ]
     lines += ["", "## Official checkpoints", ""]
     lines += [
-        "Fetch the file from its page and run `lexiseg convert FILE` once; the model is then loaded by its name.",
+        "Fetch the file from its page and run `lexiseg convert FILE` once; the model is then loaded by its name. Where",
+        "options stand beside a file, the model is put together with other official files: give them so.",
+        "FCCLIP_B is FC-CLIP with a base tower, from the page of MaskCLIP++. CONVNEXT_BASE, CONVNEXT_XXLARGE and",
+        "RN50X16 are the CLIPs that open_clip publishes for these towers; the file of an FC-CLIP with that tower will",
+        "do as well. EVA-CLIP's files are those of their authors.",
         "The converter tells the model by the shapes in the file, accounts for every tensor, and refuses a file in",
         "which one is renamed, missing or of another shape.",
         "",
@@ -79,7 +83,7 @@ def markdown() -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| `{entry.name}` | {entry.source.file} | {entry.source.page} | {entry.source.gigabytes:.1f} GB |"
+        f"| `{entry.name}` | {_files(entry.source)} | {entry.source.page} | {entry.source.gigabytes:.1f} GB |"
         for entry in ZOO.values()
         if isinstance(entry.source, OfficialFile)
     ]
@@ -108,6 +112,10 @@ def markdown() -> str:
         if entry.published
     ]
     return "\n".join(lines) + "\n"
+
+
+def _files(source: OfficialFile) -> str:
+    return f"{source.file}, `{source.beside}`" if source.beside else source.file
 
 
 def _metrics(benchmark: str) -> tuple[str, ...]:
