@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lexiseg.geometry import RowResize
+from lexiseg.geometry import RowResize, resize
 from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, SigmoidAt, Size
 
 # Floats held at once for the masks of a strip, and for the class scores of a block of its pixels.
@@ -142,6 +142,44 @@ def semantic(
         for k in areas.nonzero().flatten().tolist()
     )
     return SemanticMap(labels=labels.view(height, width), segments=segments)
+
+
+def masks_that_paint(class_probs: Tensor, granularity: float = 1.0, competing: int = 0) -> Tensor:
+    """class_probs [Q, K] -> bool [Q]: the masks that a picture is painted with where every word is looked for.
+
+    OVSeg (arXiv 2210.04150), released demonstrations. A word takes its best mask, however bad, and with a granularity
+    below one all masks that score more than this share of its best. The last `competing` classes choose none; they
+    only take part in the vote on a pixel.
+    """
+    chosen = class_probs[:, : class_probs.shape[1] - competing]
+    if granularity < 1:
+        return (chosen > granularity * chosen.amax(0)).any(1) if len(chosen) else chosen.new_zeros(0).bool()
+    rows = torch.zeros(len(chosen), dtype=torch.bool, device=chosen.device)
+    if len(chosen):
+        rows[chosen.argmax(0)] = True
+    return rows
+
+
+def painted(
+    mask_logits: Tensor,
+    class_probs: Tensor,
+    frame: Frame,
+    threshold: float = 0.5,
+    granularity: float = 1.0,
+    competing: int = 0,
+) -> SemanticMap:
+    """Every pixel that one of `masks_that_paint` lies on gets the class with the most votes there; the others none.
+
+    mask_logits [Q, h, w], class_probs [Q, K], zero for masks that are to be left out. Masks are hard on the canvas: on
+    where their probability there is above `threshold`. A mask votes for all classes, by its scores.
+    """
+    rows = masks_that_paint(class_probs, granularity, competing)
+    masks, class_probs = mask_logits[rows], class_probs[rows]
+    if masks.dtype != torch.bool:
+        # Hard masks as logits, so that they come to the output like any others.
+        on = resize(masks[None], frame.canvas_hw)[0].sigmoid() > threshold if len(masks) else masks > 0
+        masks = torch.where(on, torch.inf, -torch.inf).to(masks)
+    return semantic(masks, class_probs, frame, "canvas", least_cover=torch.finfo(torch.float32).tiny)
 
 
 def _most(probs: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from lexiseg.layers.attention import CrossAttentionBlock, MultiheadAttention, Se
 from lexiseg.layers.mlp import MLP, FeedForwardBlock
 
 
-def test_equals_torch_with_the_same_parameters() -> None:
-    ours, theirs = MultiheadAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+@pytest.mark.parametrize("fused", [True, False])
+def test_equals_torch_with_the_same_parameters(fused: bool) -> None:
+    ours, theirs = MultiheadAttention(16, 4, fused=fused), nn.MultiheadAttention(16, 4, batch_first=True)
     nn.init.normal_(ours.in_proj_bias)
     theirs.load_state_dict(ours.state_dict())
     query, key, value = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)

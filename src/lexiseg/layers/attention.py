@@ -1,4 +1,4 @@
-"""Multi-head attention with one packed input projection, computed by the fused kernel."""
+"""Multi-head attention with one packed input projection."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from torch.nn import functional
 
 
 class MultiheadAttention(nn.Module):
-    """`nn.MultiheadAttention` with the same parameters, batch first, never materialising its weights."""
+    """`nn.MultiheadAttention` with the same parameters, batch first, never materialising its weights.
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    With `fused` false they are: products, softmax and products one after the other, as PyTorch's module has it where
+    its weights are asked for. The last bits are then those of programs that use it so.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, *, fused: bool = True) -> None:
         """dropout: of the attention weights, in training."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads = heads
         self.dropout = dropout
+        self.fused = fused
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -37,16 +42,21 @@ class MultiheadAttention(nn.Module):
         )
         mask = None if visible is None else visible[:, None]
         dropout = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if self.fused:
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        else:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+            attended = functional.dropout(scores.softmax(dim=-1), dropout) @ v
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # [B, heads, Q, dim] -> [B, Q, width]
 
 
 class CrossAttentionBlock(nn.Module):
     """Queries look at a memory; residual, normalised after the sum."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, fused: bool = True) -> None:
         super().__init__()
-        self.multihead_attn = MultiheadAttention(width, heads)
+        self.multihead_attn = MultiheadAttention(width, heads, fused=fused)
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -59,9 +69,9 @@ class CrossAttentionBlock(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """Queries look at each other; residual, normalised after the sum."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, fused: bool = True) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(width, heads)
+        self.self_attn = MultiheadAttention(width, heads, fused=fused)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, ffn_width: int) -> None:
         super().__init__()
-        self.self_attention = SelfAttentionBlock(width, heads)
-        self.cross_attention = CrossAttentionBlock(width, heads)
+        # Not fused: masks are cut at a threshold later, where a last bit can move a pixel, and a pixel a whole crop.
+        self.self_attention = SelfAttentionBlock(width, heads, fused=False)
+        self.cross_attention = CrossAttentionBlock(width, heads, fused=False)
         self.feed_forward = FeedForwardBlock(width, ffn_width)
 
     def forward(self, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
