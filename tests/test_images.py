@@ -349,3 +349,15 @@ def test_canvas_keeps_what_fits_and_survives_hairs() -> None:
     assert hair.sizes_hw == ((1, 133),)
     with pytest.raises(ValueError, match="at least one"):
         Canvas()([])
+
+
+def test_canvas_may_resize_twice() -> None:
+    photos = [read_image(gradient(24, 32)), read_image(gradient(60, 20))]
+    once = Canvas(short_edge=40, long_edge=300, multiple=32)
+    twice = Canvas(short_edge=40, long_edge=300, multiple=32, second_short_edge=64)
+    images = twice(photos)
+    assert images.sizes_hw == ((64, 84), (192, 64)) and images.canvas_hw == (192, 96)
+    assert images.unscaled is not None and torch.equal(images.unscaled.pixels, once(photos).pixels)
+    plain = torch.nn.functional.interpolate(once(photos[:1]).pixels[..., :40, :53], size=(64, 84), mode="bilinear")
+    torch.testing.assert_close(images.pixels[:1, :, :64, :84], plain)
+    assert Canvas(40, 300, 32, second_short_edge=40)(photos).unscaled is None  # it has the size already

@@ -1,6 +1,6 @@
 import torch
 
-from lexiseg.layers.mask_pooling import inside_masks, mask_pool
+from lexiseg.layers.mask_pooling import inside_masks, is_seen, mask_pool, soft_mean
 
 
 def test_mean_inside_by_hand() -> None:
@@ -23,3 +23,15 @@ def test_gradient_reaches_the_features_only() -> None:
     mask_pool(features, logits).sum().backward()
     assert features.grad is not None
     assert logits.grad is None
+
+
+def test_soft_mean_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 2], [3, 4]], [[10, 20], [30, 40]]]])
+    weights = torch.tensor([[[[1.0, 0], [0.5, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 1e-6]]]])
+    mean = soft_mean(features, weights)
+    torch.testing.assert_close(mean[0, 0], torch.tensor([2.5, 25]) / (1.5 + 1e-6))
+    assert mean[0, 1].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(
+        mean[0, 2], torch.tensor([2.0, 20.0])
+    )  # half of it: the area is as small as what is added
+    assert is_seen(weights).tolist() == [[True, False, False]]

@@ -37,6 +37,16 @@ def test_seen_classes_weigh_clip_by_alpha_and_unseen_ones_by_beta() -> None:
     assert scores.class_probs[0, 0].tolist() == pytest.approx([0.6 / 1.5, 0.9 / 1.5], abs=1e-6)
 
 
+def test_a_floor_is_added_to_the_mean() -> None:
+    region_logits = torch.tensor([0.2, 0.8]).log()[None, None]
+    fuse = GeometricEnsemble(0.5, 0.5, floor=0.1)
+    inner, outer = torch.tensor([0.8, 0.2]).log(), torch.tensor([0.2, 0.8]).log()
+    seen = torch.tensor([True, True])
+    torch.testing.assert_close(fuse.mean(inner, outer, seen).exp(), torch.tensor([0.5, 0.5]))  # sqrt(0.16) + 0.1
+    scores = fuse(proposals([0.8, 0.2, 1e-9]), region_logits, torch.ones(1, 1).bool(), bank([False, True]))
+    assert scores.class_probs[0, 0].tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
 def test_an_empty_mask_is_left_to_the_generator_even_when_clip_gives_nan() -> None:
     region_logits = torch.full((1, 1, 2), torch.nan)
     fuse = GeometricEnsemble(0.4, 0.8, only_valid=True)
