@@ -38,6 +38,8 @@ class Lexicon:
     """Concepts that no training photo shows under a name of their own."""
     taught_as_wrong: tuple[str, ...]
     """Those of them that are wrong wherever something is shown that they do not overlap with."""
+    kinds: dict[str, frozenset[str]]
+    """Concept with photos -> concepts taught as wrong that are kinds of it."""
 
     def concept_of(self, name: str) -> str:
         """The concept a class name of a label set stands for: its own entry, or the one that lists it."""
@@ -97,4 +99,8 @@ def load_lexicon() -> Lexicon:
     taught_as_wrong = tuple(split_names(content["taught_as_wrong"]))
     if unknown := sorted(set(taught_as_wrong) - without_photos):
         raise ValueError(f"lexicon: taught_as_wrong names {', '.join(unknown)}, which without_photos does not list")
-    return Lexicon(concepts, frozenset(overlaps), parts, without_photos, taught_as_wrong)
+    kinds = {general: frozenset(split_names(text)) for general, text in content["kinds"].items()}
+    for general, special in kinds.items():
+        if unfit := sorted(k for k in special if k not in taught_as_wrong or frozenset((general, k)) not in overlaps):
+            raise ValueError(f"lexicon: kinds of {general!r} that do not overlap with it: {', '.join(unfit)}")
+    return Lexicon(concepts, frozenset(overlaps), parts, without_photos, taught_as_wrong, kinds)

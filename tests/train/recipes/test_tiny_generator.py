@@ -155,3 +155,30 @@ def test_an_assembled_model_loads_and_is_measured(tmp_path: Path, street: Labell
     assert all(0 <= value <= 100 for value in table["own"].values())
     photos = SegmentedPhotos(street, "val", lexicon)
     assert 0 <= embedded.mask_recall(system, photos, banks["own"], canvas=canvas)["all"] <= 1
+
+
+def test_words_without_photos_stand_for_their_kin_or_for_nothing(street: LabelledPhotos, tower_run: Path) -> None:
+    lexicon, names = load_lexicon(), some_names()
+    source = SegmentedPhotos(street, "train", lexicon)
+    stage = GeneratorStage(
+        *tiny_generator.freeze_all_but_generator(tiny_generator.build(tower_run)),
+        [source],
+        [1.0],
+        [],
+        lexicon,
+        names,
+        2,
+    )
+    owner = {phrase: key for key, concept in lexicon.concepts.items() for phrase in concept.names}
+    swapped, added = set(), set()
+    for seed in range(40):
+        rows = stage.text(random.Random(seed), source).query[:, 0]
+        phrases = [min(names, key=lambda phrase: float((names[phrase] - row).norm())) for row in rows]
+        for concept, phrase in zip(source.concepts, phrases, strict=False):
+            if owner[phrase] != concept:
+                assert owner[phrase] in lexicon.kinds[concept]
+                swapped.add(concept)
+        added |= {owner[phrase] for phrase in phrases[len(source.concepts) :]}
+    assert "building" in swapped  # a temple, say
+    assert "lake" in added
+    assert not added & {"temple", "child"}

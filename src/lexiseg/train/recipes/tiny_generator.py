@@ -54,6 +54,8 @@ SIZES = {
 STEPS = 6000
 LEARNING_RATE = 1e-3
 PHASES = ((0.8, 256, 4), (1.0, 352, 2))
+UNSEEN_SHARE = 0.15
+"""Of the words without photos, among the classes of a step."""
 SCALES = (0.5, 1.3)
 """Crop pixels per photo pixel."""
 STRIDE = 2
@@ -126,8 +128,21 @@ class GeneratorStage:
         return total, {"loss": float(total.detach()), **last}
 
     def text(self, rng: random.Random, source: SegmentedPhotos) -> TextBank:
-        """The classes of a package, each under one of its names."""
-        rows = torch.stack([self.names[self.lexicon.concepts[c].draw(rng)] for c in source.concepts])[:, None]
+        """The classes of a package, each under one of its names, and some that are not there.
+
+        A word without photos stands for a class it is a kind of, or for nothing: else it would be true of anything.
+        """
+        phrases = [self.lexicon.concepts[c].draw(rng) for c in source.concepts]
+        for unseen in self.lexicon.taught_as_wrong:
+            if rng.random() >= UNSEEN_SHARE:
+                continue
+            phrase = self.lexicon.concepts[unseen].draw(rng)
+            general = [i for i, c in enumerate(source.concepts) if unseen in self.lexicon.kinds.get(c, ())]
+            if general:
+                phrases[rng.choice(general)] = phrase
+            elif not any(self.lexicon.overlap(unseen, c) for c in source.concepts):
+                phrases.append(phrase)
+        rows = torch.stack([self.names[phrase] for phrase in phrases])[:, None]
         count = len(rows)
         return TextBank(rows, rows, torch.arange(count), torch.ones(count, dtype=torch.bool))
 
