@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from lexiseg.results import NamedSegment, Result
     from lexiseg.segmenter import Segmenter
     from lexiseg.vocabulary import Vocabulary, VocabularyClass, VocabularyError
+    from lexiseg.zoo.composition import CompositionError
+    from lexiseg.zoo.loading import compose_folder
 
 __all__ = [
+    "CompositionError",
     "ImageError",
     "ImageLimits",
     "NamedSegment",
@@ -21,9 +24,11 @@ __all__ = [
     "Vocabulary",
     "VocabularyClass",
     "VocabularyError",
+    "compose_folder",
 ]
 
 _HOME = {
+    "CompositionError": "zoo.composition",
     "ImageError": "images",
     "ImageLimits": "images",
     "NamedSegment": "results",
@@ -32,6 +37,7 @@ _HOME = {
     "Vocabulary": "vocabulary",
     "VocabularyClass": "vocabulary",
     "VocabularyError": "vocabulary",
+    "compose_folder": "zoo.loading",
 }
 
 

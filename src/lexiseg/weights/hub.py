@@ -41,6 +41,10 @@ class DownloadError(RuntimeError):
     """A file that could not be fetched, or was not what it should be. The message says what to do."""
 
 
+class MissingFileError(DownloadError):
+    """A repository that is there, without a file of that name."""
+
+
 def is_offline(offline: bool | None = None) -> bool:
     """The argument where it is given, else what HF_HUB_OFFLINE says."""
     if offline is not None:
@@ -87,7 +91,7 @@ def hub_file(
     except RevisionNotFoundError as error:
         raise DownloadError(f"{where}: the repository has no revision {revision!r}") from error
     except EntryNotFoundError as error:
-        raise DownloadError(f"{where}: the repository has no such file; it may not be a Lexiseg model") from error
+        raise MissingFileError(f"{where}: the repository has no such file; it may not be a Lexiseg model") from error
     except Exception as error:  # no network: the type depends on huggingface_hub's HTTP client
         path = _cached(repo, name, revision)
         if path is None:

@@ -6,21 +6,25 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from lexiseg.weights.hub import MAX_BYTES, hub_file
+from lexiseg.proposals.transformers_folder import CONFIG_FILE as TRANSFORMERS_CONFIG_FILE
+from lexiseg.weights.hub import MAX_BYTES, DownloadError, MissingFileError, hub_file
 from lexiseg.zoo.catalogue import ZOO, Embedded, HubRepository, OfficialFile
+from lexiseg.zoo.composition import GIVEN, Choices, Kind, Source, is_composed, load_composed, save_composed
+from lexiseg.zoo.composition import compose as compose_sources
 from lexiseg.zoo.model_folder import (
     MAX_SETTINGS_BYTES,
     SETTINGS_FILE,
     Model,
     ModelFolderError,
     Settings,
-    load_folder,
     load_located,
     read_settings,
 )
+from lexiseg.zoo.open_clip_folder import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -46,18 +50,68 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, offline: bool
 
     offline: nothing is fetched; None leaves it to HF_HUB_OFFLINE.
     """
+    source = find(model, "model", offline)
+    if is_composed(source.locate(SETTINGS_FILE)):
+        return load_composed(source.locate, source.name, device)
+    return load_located(source.locate, source.name, device, siblings=source.siblings)
+
+
+def compose(
+    proposals: str | Path,
+    regions: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    offline: bool | None = None,
+    **choices: Any,
+) -> Model:
+    """Any generator of masks before any classifier of regions.
+
+    proposals: "given", a model by its name, folder or repository, or a generator of transformers by the same. regions:
+    a model, or a CLIP in open_clip's layout. choices: fields of `Choices`. Raises CompositionError with the reason
+    where the two cannot be joined.
+    """
+    pair = find(proposals, "proposals", offline), find(regions, "regions", offline)
+    return compose_sources(*pair, Choices(**choices), device)
+
+
+def compose_folder(
+    folder: str | Path,
+    proposals: str | Path,
+    regions: str | Path,
+    *,
+    offline: bool | None = None,
+    **choices: Any,
+) -> Path:
+    """Writes what `compose` makes as a model folder, which `load` reads; the files of both parts are copied there."""
+    pair = find(proposals, "proposals", offline), find(regions, "regions", offline)
+    return save_composed(folder, *pair, Choices(**choices))
+
+
+Role = Literal["model", "proposals", "regions"]
+
+FOREIGN: dict[Role, tuple[Literal["transformers", "open_clip"], str]] = {
+    "proposals": ("transformers", TRANSFORMERS_CONFIG_FILE),
+    "regions": ("open_clip", OPEN_CLIP_CONFIG_FILE),
+}
+"""What else than a model may take a part, and the file it is told by."""
+
+
+def find(model: str | Path, role: Role = "model", offline: bool | None = None) -> Source:
+    """Where the files of a model are, or of what else may take that part. Little is fetched, nothing is read."""
     name = str(model)
+    if role == "proposals" and name == GIVEN.name:
+        return GIVEN
     if isinstance(model, str) and name in ZOO:
-        return _load_entry(name, device, offline)
+        return _find_entry(name, offline)
     if Path(name).is_dir():
-        return load_folder(name, device)
+        return _find_folder(Path(name), role)
     if Path(name).is_file():
         raise ModelFolderError(
             f"{name}: a file; a model is a folder with {SETTINGS_FILE} in it. "
             "An official checkpoint becomes one with: lexiseg convert FILE"
         )
     if isinstance(model, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        return _load_repository(name, "main", device, offline)
+        return _find_repository(name, "main", role, offline)
     close = difflib.get_close_matches(name, ZOO, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UnknownModelError(
@@ -83,10 +137,10 @@ def is_available(name: str) -> bool:
     return isinstance(source, OfficialFile) and (converted_folder(name) / SETTINGS_FILE).is_file()
 
 
-def _load_entry(name: str, device: str | torch.device, offline: bool | None) -> Model:
+def _find_entry(name: str, offline: bool | None) -> Source:
     source = ZOO[name].source
     if isinstance(source, HubRepository):
-        return _load_repository(source.repository, source.revision, device, offline)
+        return _repository("lexiseg", source.repository, source.revision, offline)
     if isinstance(source, Embedded):
         folder = EMBEDDED / source.folder
         if not folder.is_dir():
@@ -94,19 +148,55 @@ def _load_entry(name: str, device: str | torch.device, offline: bool | None) -> 
                 f"{name}: its weights are not in this installation. "
                 f"Make them: lexiseg train {name} --data DIR --out RUN, then load RUN/model"
             )
-        return load_folder(folder, device, name=name, siblings=True)
+        return _local("lexiseg", folder, name, siblings=True)
     folder = converted_folder(name)
     if not (folder / SETTINGS_FILE).is_file():
         raise UnknownModelError(
             f"{name}: not here yet. Fetch {source.file} ({source.gigabytes:.1f} GB) from {source.page}, "
             "then run: lexiseg convert FILE"
         )
-    return load_folder(folder, device, name=name)
+    return _local("lexiseg", folder, name)
 
 
-def _load_repository(repository: str, revision: str, device: str | torch.device, offline: bool | None) -> Model:
+def _find_folder(folder: Path, role: Role) -> Source:
+    name = folder.resolve().name
+    if not (folder / SETTINGS_FILE).is_file():
+        for foreign, (kind, marker) in FOREIGN.items():
+            if (folder / marker).is_file() and role in (foreign, "model"):
+                if role == "model":
+                    raise UnknownModelError(
+                        f"{folder}: no model by itself, but it can be a part of one: "
+                        f"lexiseg compose --{foreign} {folder} ..."
+                    )
+                return _local(kind, folder, name)
+    return _local("lexiseg", folder, name)
+
+
+def _local(kind: Kind, folder: Path, name: str, siblings: bool = False) -> Source:
+    return Source(kind, name, lambda file: folder / file, siblings, folder)
+
+
+def _find_repository(repository: str, revision: str, role: Role, offline: bool | None) -> Source:
+    """Told by the files that are there. A model of this package needs no look: it is asked for its settings anyway."""
+    own = _repository("lexiseg", repository, revision, offline)
+    if role == "model":
+        return own
+    kind, marker = FOREIGN[role]
+    try:
+        own.locate(SETTINGS_FILE)
+    except MissingFileError:
+        return _repository(kind, repository, revision, offline)
+    except DownloadError:
+        # No network, or it is not wanted: what is in the cache decides.
+        foreign = _repository(kind, repository, revision, offline)
+        foreign.locate(marker)
+        return foreign
+    return own
+
+
+def _repository(kind: Kind, repository: str, revision: str, offline: bool | None) -> Source:
     def locate(file: str) -> Path:
-        limit = MAX_SETTINGS_BYTES if file == SETTINGS_FILE else MAX_BYTES
+        limit = MAX_SETTINGS_BYTES if file.endswith(".json") else MAX_BYTES
         return hub_file(repository, file, revision=revision, offline=offline, max_bytes=limit)
 
-    return load_located(locate, repository, device)
+    return Source(kind, repository, locate)

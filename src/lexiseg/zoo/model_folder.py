@@ -520,7 +520,8 @@ def _fingerprint(settings: Settings, locate: Locate, argument: str, file: str) -
     facts = settings.files.get(file)
     weights = facts.sha256 if facts is not None else sha256_of(locate(file))
     # The tower as a whole: the number of heads, for one, is not to be seen in any shape.
-    key = json.dumps([weights, settings.builder, settings.arguments.get(argument)], sort_keys=True)
+    maker = BUILDERS[settings.builder].text_encoder.__qualname__  # several kinds of model may share a tower
+    key = json.dumps([weights, maker, settings.arguments.get(argument)], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -1,0 +1,26 @@
+"""Checkpoints of open_clip: the CLIP part of an FC-CLIP checkpoint, under open_clip's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lexiseg.weights.fcclip import CLIP, convert_official
+from lexiseg.weights.rules import Conversion, ConversionError
+
+TEXT = "text."
+"""Before the names of the text tower in open_clip's models of a later form; the earlier ones have nothing there."""
+
+
+def convert_open_clip(
+    source: Mapping[str, Tensor], system: Mapping[str, tuple[int, ...]], text: Mapping[str, tuple[int, ...]]
+) -> tuple[Conversion, dict[str, Tensor], dict[str, Tensor]]:
+    """Fills the state dicts (name -> shape) of a system without a trained generator and of its text encoder.
+
+    As `fcclip.convert_official`. Raises `ConversionError` with open_clip's own names.
+    """
+    try:
+        return convert_official({CLIP + name.removeprefix(TEXT): value for name, value in source.items()}, system, text)
+    except ConversionError as error:
+        raise ConversionError(str(error).replace(CLIP, "")) from error

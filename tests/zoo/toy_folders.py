@@ -1,0 +1,65 @@
+"""Small random models of every kind as folders on disk: what parts a composition can be made of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from lexiseg.images import Canvas
+from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.model_folder import BUILDERS, save_model_folder
+from tests.zoo.conftest import GENERATOR, TOWERS
+
+ADAPTER = {"adapter_width": 16, "adapter_mask_width": 8, "adapter_maps": 2}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "fcclip": GENERATOR,
+    "maftplus": {**GENERATOR, "transfer_heads": 2},
+    "mask_adapter_fcclip": {**GENERATOR, **ADAPTER},
+    "mask_adapter_maftplus": {**GENERATOR, **ADAPTER, "transfer_heads": 2},
+    "clustered": {"clusters": 5},
+}
+"""Builder -> arguments beside the tower."""
+
+
+def toy_model(folder: Path, builder: str, tower: str | dict[str, Any] = "convnext mlp", seed: int = 0) -> Path:
+    """A model folder with random weights, the same for the same seed. tower: a name of TOWERS, or its settings."""
+    torch.manual_seed(seed)
+    config = TOWERS[tower] if isinstance(tower, str) else tower
+    arguments = {"tower": config, **ARGUMENTS[builder]}
+    return save_model_folder(
+        folder,
+        BUILDERS[builder].system(**arguments, device="cpu"),
+        text_encoder(config, device="cpu"),
+        builder=builder,
+        arguments=arguments,
+        templates="photo1",
+        canvas=Canvas(64, 96),
+        training_phrases=["sky", "tree"],
+        card={"title": f"toy {builder}"},
+    )
+
+
+def open_clip_model(tower: str = "convnext mlp", seed: int = 0) -> torch.nn.Module:
+    """A CLIP as open_clip builds it, with random weights."""
+    torch.manual_seed(seed)
+    return open_clip.CLIP(**TOWERS[tower]).eval()
+
+
+def toy_open_clip(folder: Path, tower: str = "convnext mlp", seed: int = 0) -> Path:
+    """The same in the layout open_clip's models have on the hub."""
+    folder.mkdir(parents=True)
+    settings = {
+        "model_cfg": TOWERS[tower],
+        "preprocess_cfg": {
+            "mean": list(open_clip.OPENAI_DATASET_MEAN),
+            "std": list(open_clip.OPENAI_DATASET_STD),
+            "interpolation": "bicubic",
+        },
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    state = {name: tensor.contiguous() for name, tensor in open_clip_model(tower, seed).state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
