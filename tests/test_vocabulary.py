@@ -249,6 +249,13 @@ def test_seen_is_by_the_letter() -> None:
     assert test.seen([]) == [False] * 6
 
 
+def test_places_of_a_fixed_list() -> None:
+    """Of two classes that share a word with one of the list, the first one has it."""
+    asked = Vocabulary.from_comma_format(["kitten", "tree,dog", "sea", "sky,clouds", "dog"])
+    known = Vocabulary.from_comma_format(["cat,kitten", "dog", "sky", "tree,trees", "dog house"])
+    assert asked.places_of(known) == [0, 1, 3, 1, 5]
+
+
 def test_templates() -> None:
     assert len(template_set("fcclip14")) == 14
     assert [template.endswith(".") for template in TEMPLATES["fcclip14"]] == [True] + [False] * 4 + [True] * 9
@@ -269,3 +276,16 @@ def test_the_published_lists(shared: Path) -> None:
         if "num_names" in entry:
             assert len(vocabulary.phrases) == entry["num_names"], name
             assert [bool(seen) for seen in entry["seen_mask_vs_coco_panoptic"]] == vocabulary.seen(training), name
+
+
+def test_published_class_lists(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("0:invalid_class_id\n1:person,child, girl\n12:sky\nrail:way,lawn,  meadow\n\n")
+    vocabulary = Vocabulary.from_class_list(path)
+    assert vocabulary.names == ("person", "sky", "rail:way")
+    assert vocabulary.phrases == ("person", "child", "girl", "sky", "rail:way", "lawn", " meadow")
+    path.write_text("0:invalid_class_id\n")
+    with pytest.raises(VocabularyError, match=r"list\.txt: the file is empty"):
+        Vocabulary.from_class_list(path)
+    with pytest.raises(VocabularyError, match="no such file"):
+        Vocabulary.from_class_list(tmp_path / "absent.txt")

@@ -24,6 +24,9 @@ MAX_FILE_BYTES = 4 * 2**20
 
 FILE_SUFFIXES = {".txt": "text", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 
+NO_CLASS_NAME = "invalid_class_id"
+"""In published class lists: the line of the number that stands for no class."""
+
 BACKGROUND_NAME = "background"
 BACKGROUND_PHRASES = (
     "sky",
@@ -208,6 +211,23 @@ class Vocabulary:
                 _check_phrase(phrase, f"class {index + 1}, {_shown(line)}")
         pairs = zip(lines, things, strict=True)
         return cls(tuple(VocabularyClass(split_comma_format(line), is_thing=thing) for line, thing in pairs))
+
+    @classmethod
+    def from_class_list(cls, path: str | Path) -> Vocabulary:
+        """A published class list: a text file with a class per line in the comma format, mostly "12:door,doors".
+
+        A number and a colon before the words are dropped, and so is the line of "invalid_class_id", which stands for
+        no class.
+        """
+        words = []
+        for line in _read_text(Path(path)).splitlines():
+            number, colon, rest = line.partition(":")
+            own = rest if colon and number.strip().isdigit() else line
+            if own.strip() and own.strip() != NO_CLASS_NAME:
+                words.append(own)
+        if not words:
+            raise VocabularyError(f"{path}: the file is empty; a class list has one class per line")
+        return cls.from_comma_format(words)
 
     def with_background(self) -> Vocabulary:
         """The same classes and a last one for everything else, made of generic words that none of them uses."""

@@ -341,9 +341,9 @@ def labelled_photos(folder: Path) -> Path:
     return folder
 
 
-def test_eval(tmp_path: Path) -> None:
+def test_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = labelled_photos(tmp_path / "sides")
-    call = ("eval", "--data", data, "--model", "colours", "--device", "cpu")
+    call = ("eval", "--benchmark", data, "--model", "colours", "--device", "cpu")
     done = lexiseg(*call, "--words", "red, blue", "--out", tmp_path / "o", "--json")
     assert done.exit_code == 0, done.output
     measured = json.loads(done.stdout)
@@ -352,14 +352,56 @@ def test_eval(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
         "colours.sides.test.json",
         "colours.sides.test.md",
+        "colours.sides.test.records",
     ]
     assert "mIoU, rule `gt`" in lexiseg(*call, "--words", "red, blue", "--limit", 1).stdout
-    for wrong in (("--words", "red"), ("--split", "nowhere"), ("--words", "")):
+    (tmp_path / "list.txt").write_text("0:invalid_class_id\n1:red,crimson\n2:blue\n")
+    told = json.loads(lexiseg(*call, "--class-list", tmp_path / "list.txt", "--json").stdout)
+    assert told["classes"][0]["phrases"] == ["red", "crimson"]
+    accuracy = json.loads(lexiseg(*call, "--words", "red, blue", "--given-masks", "classes", "--json").stdout)
+    assert accuracy["mask_accuracy"]["mean"] == 100
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    other = lexiseg(*call, "--words", "red, blue", "--out", tmp_path / "shared")
+    assert (other.exit_code, other.stdout) == (0, ""), "the first process has the numbers"
+
+
+def test_eval_of_several_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, models = labelled_photos(tmp_path / "sides"), {name: colour_model(name) for name in ("first", "second")}
+    monkeypatch.setattr("lexiseg.segmenter.load", lambda name, device: models[str(name)])
+    call = ("eval", "--benchmark", data, "--model", "first", "--model", "second", "--words", "red, blue")
+    done = lexiseg(*call, "--device", "cpu", "--out", tmp_path / "o")
+    assert done.exit_code == 0, done.output
+    assert "| second | first | mIoU | +0.0 | +0.0 to +0.0 | no |" in done.stdout
+    assert (tmp_path / "o" / "comparison.sides.test.json").is_file()
+    told = json.loads(lexiseg(*call, "--device", "cpu", "--json").stdout)
+    assert [entry["model"] for entry in told["models"]] == ["first", "second"]
+
+
+def test_eval_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEXISEG_DATA", str(tmp_path / "prepared"))
+    data = labelled_photos(tmp_path / "sides")
+    call = ("eval", "--benchmark", data, "--model", "colours", "--device", "cpu")
+    for wrong, message in (
+        (("--words", "red"), "2 classes"),
+        (("--split", "nowhere"), "no split 'nowhere'"),
+        (("--words", ""), "empty"),
+        (("--measures", "miou,nonsense"), "no measure is called 'nonsense'"),
+        (("--words", "red, blue", "--class-list", "x"), "give one of them"),
+        (("--class-list", tmp_path / "absent.txt"), "no such file"),
+    ):
         done = lexiseg(*call, *wrong)
         assert done.exit_code == 2, done.output
-    done = lexiseg("eval", "--data", tmp_path / "nothing.zip", "--model", "colours")
-    assert done.exit_code == 2
-    assert "nothing.zip" in done.stderr
+        assert message in done.stderr
+    for benchmark, message in (
+        (tmp_path / "nothing.zip", "no benchmark or file is called"),
+        ("voc-21", "lexiseg data prepare voc-21 --source DIR"),
+        (tmp_path, "no dataset.json inside"),
+    ):
+        done = lexiseg("eval", "--benchmark", benchmark, "--model", "colours")
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert message in line
 
 
 def test_data_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,5 +500,5 @@ def test_help_is_fast_and_names_the_commands() -> None:
         "app(['--help'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    for command in ("segment", "models", "convert", "train", "eval"):
+    for command in ("segment", "models", "convert", "train", "eval", "data"):
         assert command in done.stdout

@@ -53,6 +53,13 @@ class TaskName(StrEnum):
     instance = "instance"
 
 
+class GivenMasksName(StrEnum):
+    """Which true masks are given."""
+
+    classes = "classes"
+    regions = "regions"
+
+
 def main() -> None:
     """The entry point."""
     app()
@@ -161,6 +168,37 @@ def models(
 
 
 @app.command()
+def compose(
+    proposals: Annotated[
+        str,
+        typer.Option(help="Who draws masks: a model, a transformers generator (SAM, Mask2Former, ...), or 'given'."),
+    ],
+    regions: Annotated[str, typer.Option(help="Who names them: a model, or a CLIP in open_clip's layout.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of --regions against --proposals for classes the latter knows."),
+    ] = None,
+    beta: Annotated[float | None, typer.Option(min=0, max=1, help="The same for all other classes.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Of a transformers generator: points_per_side=16. May be repeated.")
+    ] = None,
+) -> None:
+    """Join the mask generator of one model and the region classifier of another into a model folder.
+
+    Either is a name from `lexiseg models`, a folder, or organisation/name on the hub.
+    """
+    settings = dict(_setting(text) for text in setting or [])
+    from lexiseg.zoo.loading import compose_folder
+
+    try:
+        folder = compose_folder(out, proposals, regions, alpha=alpha, beta=beta, settings=settings)
+    except (ValueError, OSError, RuntimeError) as error:
+        _wrong(str(error))
+    print(f"{folder}: masks by {proposals}, named by {regions}. Use it: lexiseg segment PHOTO --model {folder}")
+
+
+@app.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="An official checkpoint.")],
     out: Annotated[
@@ -234,34 +272,93 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Labelled photos: a folder or a zip with dataset.json inside.")],
-    model: Model = DEFAULT_MODEL,
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="A name from `lexiseg data prepare`, or labelled photos: a folder or a zip with dataset.json inside."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help=f"As for `segment`; may be given several times. Default: {DEFAULT_MODEL}."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Default: test, else val.")] = None,
     words: Annotated[
         str | None, typer.Option(help="Other names for the classes, as many and in the same order; as for --classes.")
     ] = None,
+    class_list: Annotated[
+        Path | None,
+        typer.Option(help="The same as a published class list: a text file with lines like '12:door,doors'."),
+    ] = None,
+    measures: Annotated[
+        str | None, typer.Option(help="Of miou, boundary, pq, ap; with commas. Default: what the data offers.")
+    ] = None,
+    given_masks: Annotated[
+        GivenMasksName | None,
+        typer.Option(
+            help="Mask accuracy: how often true masks are called by their name, one per class or every region."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many photos, evenly spread.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the numbers as .json and .md.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine, each with its own model.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for numbers and records; the same command goes on where it stopped.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Measure a model on labelled photos: mIoU by both rules, per class; seconds per photo; peak memory."""
-    vocabulary = None if words is None else _vocabulary(words, background=False, option="--words")
-    from lexiseg.data.packages import LabelledPhotos
-    from lexiseg.evaluation import evaluate_model
+    """Measure models on labelled photos, beside the published numbers; with several, their differences.
 
+    mIoU by both rules, per class; panoptic quality and AP where the data knows regions; seconds per photo; peak memory.
+    `accelerate launch` and `torchrun` share the photos among processes; then --out is needed.
+    """
+    if words is not None and class_list is not None:
+        _wrong("--words and --class-list say the same: give one of them")
+    vocabulary = None if words is None else _vocabulary(words, background=False, option="--words")
+    if class_list is not None:
+        vocabulary = _class_list(class_list)
+    from lexiseg.data.benchmarks import find_benchmark
+    from lexiseg.data.packages import LabelledPhotos
+    from lexiseg.evaluation import Plan, Share, candidate_of, evaluate, evaluate_with_workers, own_device
+    from lexiseg.evaluation.comparison import comparison, comparison_table, save_comparison
+
+    names, share, found = model or [DEFAULT_MODEL], Share.from_environment(), []
     try:
-        photos = LabelledPhotos(data)
+        path = find_benchmark(benchmark)
+        photos = LabelledPhotos(path)
+        plan = Plan.of(
+            photos,
+            split=split,
+            words=vocabulary,
+            limit=limit,
+            measures=None if measures is None else [word.strip() for word in measures.split(",")],
+            given_masks=None if given_masks is None else given_masks.value,
+        )
+        for name in names:
+            if workers > 1:
+                outcome = evaluate_with_workers(name, path, plan, workers=workers, out=out, device=device)
+            else:
+                segmenter = _segmenter(name, own_device(device, share), None)
+                outcome = evaluate(candidate_of(segmenter), photos, plan, out=out, share=share)
+                del segmenter  # before the next one is loaded
+            if outcome is not None:
+                found.append(outcome)
+                if out is not None:
+                    outcome.save(out)
     except (ValueError, OSError) as error:
-        _wrong(f"--data {data}: {error}" if str(data) not in str(error) else str(error))
-    segmenter = _segmenter(model, device, None)
-    try:
-        measured = evaluate_model(segmenter, photos, split=split, words=vocabulary, limit=limit)
-    except (ValueError, KeyError) as error:
         _wrong(str(error))
-    if out is not None:
-        measured.save(out)
-    print(json.dumps(measured.to_dict(), indent=1, ensure_ascii=False) if as_json else measured.to_markdown())
+    if not found:  # another process has the numbers
+        return
+    if len(found) > 1 and out is not None:
+        save_comparison(found, out)
+    if as_json:
+        told = found[0].to_dict() if len(found) == 1 else comparison(found)
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return
+    for evaluation in found:
+        print(evaluation.to_markdown())
+    if len(found) > 1:
+        print(comparison_table(found))
 
 
 @data_app.command("prepare")
@@ -315,6 +412,16 @@ def prepare_data(
 # --------------------------------------------------------------------------------------------------------- the parts
 
 
+def _setting(text: str) -> tuple[str, bool | int | float]:
+    """ "points_per_side=16" -> ("points_per_side", 16)."""
+    name, _, value = text.partition("=")
+    words: dict[str, bool] = {"true": True, "false": False}
+    try:
+        return name.strip(), words[value] if value in words else float(value) if set(value) & set(".eE") else int(value)
+    except ValueError:
+        _wrong(f"--setting {text}: write NAME=NUMBER, NAME=true or NAME=false")
+
+
 def _vocabulary(classes: str, background: bool, option: str = "--classes") -> Vocabulary:
     from lexiseg.vocabulary import Vocabulary, VocabularyError
 
@@ -322,6 +429,15 @@ def _vocabulary(classes: str, background: bool, option: str = "--classes") -> Vo
         return Vocabulary.parse(classes, background=background)
     except VocabularyError as error:
         _wrong(f"{option}: {error}")
+
+
+def _class_list(path: Path) -> Vocabulary:
+    from lexiseg.vocabulary import Vocabulary, VocabularyError
+
+    try:
+        return Vocabulary.from_class_list(path)
+    except VocabularyError as error:
+        _wrong(f"--class-list: {error}")
 
 
 def _expand(photos: Sequence[Path]) -> Iterator[Path]:

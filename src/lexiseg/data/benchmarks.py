@@ -158,3 +158,17 @@ def prepared_folder(name: str) -> Path:
         return Path(chosen).expanduser() / name
     base = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
     return Path(base) / "lexiseg" / "data" / name
+
+
+def find_benchmark(name: str) -> Path:
+    """A prepared benchmark by its name, or labelled photos by their path."""
+    if Path(name).exists():
+        return Path(name)
+    if name in BENCHMARKS:
+        folder = prepared_folder(name)
+        if folder.is_dir():
+            return folder
+        raise ValueError(f"{name} is not prepared; with its files: lexiseg data prepare {name} --source DIR")
+    raise ValueError(
+        f"no benchmark or file is called {name!r}: give one of {', '.join(BENCHMARKS)}, or the path of labelled photos"
+    )

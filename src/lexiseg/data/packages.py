@@ -76,7 +76,7 @@ class LabelledPhotos:
             tuple(phrases) for phrases in description.get("words", [[name] for name in self.classes])
         )
         self.word_class: tuple[int, ...] = tuple(description.get("word_class", range(len(self.classes))))
-        self.measures: tuple[str, ...] = tuple(description.get("measures", ("miou",)))
+        self._measures = description.get("measures")
         self.remarks: tuple[str, ...] = tuple(description.get("remarks", ()))
         if len(self.words) != len(self.word_class) or set(self.word_class) - set(range(len(self.classes))):
             raise ValueError(f"{self.path}: dataset.json has {len(self.words)} words that do not fit its classes")
@@ -91,6 +91,13 @@ class LabelledPhotos:
         if split not in self.splits:
             raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
+
+    @cached_property
+    def measures(self) -> tuple[str, ...]:
+        """What can be measured: "miou", and "pq" and "ap" where the regions are known."""
+        if self._measures is not None:
+            return tuple(self._measures)
+        return ("miou", "pq", "ap") if self.region_classes and self.is_thing is not None else ("miou",)
 
     @cached_property
     def region_classes(self) -> dict[str, list[list[int]]]:
@@ -118,4 +125,4 @@ class LabelledPhotos:
 
     def _array(self, name: str, mode: str | None) -> NDArray[Any]:
         with Image.open(io.BytesIO(self.read(name))) as picture:
-            return np.asarray(picture if mode is None else picture.convert(mode))
+            return np.array(picture if mode is None else picture.convert(mode))

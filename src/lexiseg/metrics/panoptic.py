@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 VOID = 0
 """Segment id of the pixels that belong to no segment."""
@@ -140,6 +142,21 @@ def iou_sums(counts: NDArray[np.int64]) -> list[float]:
     """K sums of the IoUs of what was found."""
     exact = [(int(high) << _LOW_BITS) + int(low) for high, low in counts[_IOU_HIGH : _IOU_LOW + 1].T]
     return [total / 2**_IOU_UNIT for total in exact]
+
+
+def resampled_pq(pictures: NDArray[np.int64], times: Tensor) -> Tensor:
+    """[R] float64: PQ over all classes of every resampled data set (see `lexiseg.metrics.bootstrap`).
+
+    `pictures` [N, 5, K] holds the counts of each picture, `times` [R, N] how often each was drawn.
+    """
+    sums = torch.from_numpy(pictures[:, _IOU_HIGH] * 2.0 ** (_LOW_BITS - _IOU_UNIT))
+    sums = sums + torch.from_numpy(pictures[:, _IOU_LOW] * 2.0**-_IOU_UNIT)  # [N, K]
+    counted = torch.from_numpy(pictures[:, : _FALSE_NEGATIVES + 1]).double()  # [N, 3, K]
+    found, false_positives, false_negatives = (
+        (times @ counted.flatten(1)).unflatten(1, (3, -1)).unbind(1)
+    )  # [R, K] each
+    weight = found + 0.5 * false_positives + 0.5 * false_negatives
+    return torch.where(weight > 0, times @ sums / weight, math.nan).nanmean(1)
 
 
 class PanopticCounts:

@@ -116,6 +116,12 @@ def resampled_mean_iou(pictures: Tensor, rule: MeanRule, times: Tensor) -> Tenso
     return iou.sum(1) / averaged.sum(1)
 
 
+def resampled_mean_accuracy(pictures: Tensor, times: Tensor) -> Tensor:
+    """[R] float64: the mean class accuracy of every resampled data set, likewise."""
+    correct, true, _ = (times @ pictures.double().flatten(1)).unflatten(1, (3, -1)).unbind(1)  # [R, K] each
+    return torch.where(true > 0, correct / true, math.nan).nanmean(1)
+
+
 def harmonic_mean(first: float, second: float) -> float:
     """2ab / (a + b): hIoU, when given the mean IoU of the seen and of the unseen classes."""
     total = first + second
