@@ -175,6 +175,8 @@ def test_settings_of_another_family(transformers_folder: Folder) -> None:
         load_transformers_generator(transformers_folder("eomt"), points_per_side=3)
     with pytest.raises(ValueError, match="short_edge is 0; give a whole number in 1..8192"):
         load_transformers_generator(transformers_folder("mask2former"), short_edge=0)
+    with pytest.raises(ValueError, match="own_classes is 'no'; give true or false"):
+        load_transformers_generator(transformers_folder("mask2former"), own_classes="no")
 
 
 def test_without_transformers(eomt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,7 @@ def test_the_video_folder_holds_the_same_model(load: Load) -> None:
         ("box_overlap", -0.1, "must be in 0..1"),
         ("mask_overlap", 2, "must be in 0..1"),
         ("min_area", -1, "must be in 0..inf"),
+        ("stretch", "no", "give true or false"),
     ],
 )
 def test_settings_that_are_none(name: str, value: Any, message: str) -> None:

@@ -31,6 +31,10 @@ class UniversalSettings:
     own_classes: bool = False
     """The proposals come with class logits, of the model's own classes."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.own_classes, bool):
+            raise ValueError(f"own_classes is {self.own_classes!r}; give true or false")
+
 
 @dataclass(frozen=True)
 class EdgeSettings(UniversalSettings):
@@ -40,6 +44,7 @@ class EdgeSettings(UniversalSettings):
     long_edge: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("short_edge", "long_edge"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_EDGE):
@@ -64,8 +69,8 @@ class Kind:
 def load_transformers_generator(folder: str | Path, **settings: Any) -> TransformersGenerator:
     """The generator in a local folder of the hub's layout: config.json, model.safetensors, preprocessor_config.json.
 
-    settings: those of `PointSettings` for SAM, SAM 2 and SAM 3, of `EdgeSettings` for Mask2Former,
-    of `UniversalSettings` for EoMT.
+    settings: those of `PointSettings` for SAM, SAM 2 and SAM 3, of `EdgeSettings` for Mask2Former, of
+    `UniversalSettings` for EoMT. What is not given is the family's usual, or the folder's.
     The generator is frozen and stays in evaluation mode. Raises TransformersFolderError for a folder that cannot be
     used, ValueError for a wrong setting, ImportError where transformers is not installed.
     """

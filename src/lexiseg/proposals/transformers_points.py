@@ -38,6 +38,8 @@ class PointSettings:
     """The picture is stretched to the square the model sees, not padded: see docs/quirks.md."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stretch, bool):
+            raise ValueError(f"stretch is {self.stretch!r}; give true or false")
         for name, low, high in (
             ("points_per_side", 1, 256),
             ("points_per_batch", 1, 65536),
@@ -73,7 +75,8 @@ class PointGridGenerator(TransformersGenerator):
         """pixels [B, 3, H, W], 0..255 -> mask_logits [B, Q, h, w] at stride 4. Features and words are not read.
 
         The number of masks depends on the picture; rows of empty masks follow in those with fewer, and a batch where
-        nothing was found has one such row.
+        nothing was found has one such row. What is good and stable is held until the whole grid is asked: [h, w]
+        floats for each, at most three per point.
         """
         return Proposals(mask_logits=stack_rows([self._masks(view) for view in self.look(images)]))
 
