@@ -252,7 +252,7 @@ PUBLISHERS = {
     "voc-20b": voc,
     "voc-21": voc,
     "cityscapes": cityscapes,
-    "coco-stuff-171": coco_stuff,
+    "coco-stuff": coco_stuff,
     "coco": coco,
     "mapillary": mapillary,
 }

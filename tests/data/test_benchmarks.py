@@ -18,7 +18,7 @@ LISTS = {
     "voc-20": "voc-20",
     "voc-21": "voc-21",
     "coco": "coco-panoptic-133",
-    "coco-stuff-171": "coco-stuff-171",
+    "coco-stuff": "coco-stuff-171",
     "cityscapes": "cityscapes-19",
     "mapillary": "mapillary-65",
 }

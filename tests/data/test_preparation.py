@@ -56,7 +56,7 @@ EXPECTED = {
     "voc-20b": ("2007_000033", [20, 0, 255, 19], 3),
     "voc-21": ("2007_000033", [0, 1, 255, 20], 3),
     "cityscapes": ("frankfurt_000000_000294", [0, 11, 13, 255], 2),
-    "coco-stuff-171": ("000000000139", [0, 1, 170, 255], 1),
+    "coco-stuff": ("000000000139", [0, 1, 170, 255], 1),
     "coco": ("000000000139", [1, 80, 1, 255], 2),
     "mapillary": ("-0AbCdEfGhIjKlMnOpQrSt", [0, 1, 64, 65], 2),
 }
@@ -216,11 +216,11 @@ def test_names_of_the_frequent_classes(source: Path, tmp_path: Path) -> None:
 
 def test_everything_in_one_folder(source: Path, tmp_path: Path) -> None:
     """Data sets that share file names do not disturb each other."""
-    for number, name in enumerate(("coco", "coco-stuff-171", "context-59", "voc-20", "cityscapes")):
+    for number, name in enumerate(("coco", "coco-stuff", "context-59", "voc-20", "cityscapes")):
         folder = source / str(number)
         folder.mkdir()
         PUBLISHERS[name](folder)
-    for name in ("coco", "coco-stuff-171", "context-59", "voc-20", "cityscapes"):
+    for name in ("coco", "coco-stuff", "context-59", "voc-20", "cityscapes"):
         assert prepare(name, source, tmp_path / name).photos == EXPECTED[name][2]
 
 
@@ -466,8 +466,8 @@ def spoiled(path: Path, content: str | bytes) -> None:
             '{"images": [], "annotations": [{}], "categories": []}',
             "not a COCO instance",
         ),
-        ("coco-stuff-171", "labels.txt", "1: person\n", "not the 182 names"),
-        ("coco-stuff-171", "labels.txt", "person\n", "is not 'number: name'"),
+        ("coco-stuff", "labels.txt", "1: person\n", "not the 182 names"),
+        ("coco-stuff", "labels.txt", "person\n", "is not 'number: name'"),
         ("context-459", "trainval/2008_000008.mat", b"no matlab", "no .mat file"),
         ("context-459", "labels.txt", "1: a\n", "not the 459 names"),
         ("ade20k-150", "ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n1\twall\n", "1 classes where 150"),

@@ -118,7 +118,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         layout=cityscapes.cityscapes,
         skip_unlabelled=False,
     ),
-    "coco-stuff-171": Benchmark(
+    "coco-stuff": Benchmark(
         title="COCO-Stuff 164k",
         photos=(5000,),
         classes=171,

@@ -115,7 +115,7 @@ class Published:
     """What the authors report for this model on this benchmark, in percent."""
 
     numbers: Mapping[str, float]
-    """"miou", "pq", "sq", "rq", "ap"."""
+    """"miou", "pq", "sq", "rq", "ap", "mask_acc" (of one true mask per class)."""
     miou_rule: MeanRule | None
 
 
@@ -274,7 +274,10 @@ class Evaluation:
             rows.append(("AP small / medium / large", _joined(sizes), ""))
         if self.masks is not None:
             value = f"{_shown(self.masks.mean)} (95 %: {_range(self.masks_interval)})"
-            rows.append((f"mask accuracy, true masks of {self.given_masks} given: mean over classes", value, ""))
+            of_classes = shown.get("mask_acc", "") if self.given_masks == "classes" else ""
+            rows.append(
+                (f"mask accuracy, true masks of {self.given_masks} given: mean over classes", value, of_classes)
+            )
             if knows_seen:
                 rows.append(("mask accuracy seen / unseen", _joined((self.masks.seen, self.masks.unseen)), ""))
             rows.append(("mask accuracy over all masks", _shown(self.masks.overall), ""))
