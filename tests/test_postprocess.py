@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lexiseg import postprocess
 from lexiseg.geometry import resize
-from lexiseg.postprocess import Frame
+from lexiseg.postprocess import NO_CLASS, Frame, masks_that_paint, painted
 from lexiseg.types import SigmoidAt
 
 FRAMES = [
@@ -239,3 +239,37 @@ def test_every_mask_is_named_once() -> None:
     assert torch.equal(found.masks, masks[[1, 0]])
     assert [s.score for s in found.segments] == pytest.approx([0.8, 0.6])
     assert postprocess.best_class_each(masks[2:], probs[2:], torch.ones(2), GRID).masks.shape == (0, 4, 10)
+
+
+def test_which_masks_paint() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.6], [0.0, 0.0]])
+    assert masks_that_paint(probs).tolist() == [True, False, True, False, False]
+    # Above 0.8 times the best: 0.72 for the first word, 0.56 for the second.
+    assert masks_that_paint(probs, 0.8).tolist() == [True, True, True, True, False]
+    assert masks_that_paint(probs, 0.88).tolist() == [True, True, True, False, False]
+    assert masks_that_paint(probs, competing=1).tolist() == [True, False, False, False, False]
+    assert masks_that_paint(probs[:0]).shape == (0,) and masks_that_paint(probs[:0], 0.5).shape == (0,)
+
+
+def test_painted_pixels_have_the_class_with_most_votes_and_the_others_none() -> None:
+    frame = Frame((1, 4), (1, 4), (1, 4))
+    # The first two are the best of a word each, and meet on the second pixel; the third is nobody's best.
+    logits = torch.tensor([[[0.5, 0.5, -9.0, -9.0]], [[-9.0, 9.0, -0.5, -9.0]], [[9.0, 9.0, 9.0, 9.0]]])
+    probs = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]])
+    assert painted(logits, probs, frame).labels.tolist() == [[0, 0, NO_CLASS, NO_CLASS]]
+    assert painted(logits, probs, frame, threshold=0.35).labels.tolist() == [[0, 0, 1, NO_CLASS]]
+    assert painted(logits, probs, frame, threshold=0.7).labels.tolist() == [[NO_CLASS, 1, NO_CLASS, NO_CLASS]]
+    # A word that only competes paints nothing, but wins pixels.
+    weak = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])
+    assert painted(logits, weak, frame, competing=1).labels.tolist() == [[1, 1, NO_CLASS, NO_CLASS]]
+    nothing = painted(logits, torch.zeros(3, 2), frame, threshold=1.0)
+    assert nothing.segments == () and (nothing.labels == NO_CLASS).all()
+
+
+def test_painted_masks_are_hard_before_they_are_resized() -> None:
+    # Canvas 2, output 4: a hard edge between the pixels spreads over the two in the middle.
+    logits = torch.tensor([[[9.0, -0.1]]])
+    labels = painted(logits, torch.ones(1, 1), Frame((1, 2), (1, 2), (1, 4))).labels
+    assert labels.tolist() == [[0, 0, 0, NO_CLASS]]
+    hard = torch.tensor([[[True, False, False, False]]])
+    assert painted(hard, torch.ones(1, 1), Frame((1, 2), (1, 2), (1, 4))).labels.tolist() == [[0, -1, -1, -1]]
