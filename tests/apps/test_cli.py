@@ -370,8 +370,9 @@ def test_eval_of_several_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     data, models = labelled_photos(tmp_path / "sides"), {name: colour_model(name) for name in ("first", "second")}
     monkeypatch.setattr("lexiseg.segmenter.load", lambda name, device: models[str(name)])
     call = ("eval", "--benchmark", data, "--model", "first", "--model", "second", "--words", "red, blue")
-    done = lexiseg(*call, "--device", "cpu", "--out", tmp_path / "o")
+    done = lexiseg(*call, "--device", "cpu", "--out", tmp_path / "o", "--html")
     assert done.exit_code == 0, done.output
+    assert (tmp_path / "o" / "second.sides.test.html").is_file()
     assert "| second | first | mIoU | +0.0 | +0.0 to +0.0 | no |" in done.stdout
     assert (tmp_path / "o" / "comparison.sides.test.json").is_file()
     told = json.loads(lexiseg(*call, "--device", "cpu", "--json").stdout)
@@ -389,6 +390,7 @@ def test_eval_wrong_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (("--measures", "miou,nonsense"), "no measure is called 'nonsense'"),
         (("--words", "red, blue", "--class-list", "x"), "give one of them"),
         (("--class-list", tmp_path / "absent.txt"), "no such file"),
+        (("--html",), "the page needs a folder"),
     ):
         done = lexiseg(*call, *wrong)
         assert done.exit_code == 2, done.output

@@ -304,6 +304,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for numbers and records; the same command goes on where it stopped.")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also a page with the worst and the best photos, into --out.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -312,6 +315,8 @@ def evaluate(
     mIoU by both rules, per class; panoptic quality and AP where the data knows regions; seconds per photo; peak memory.
     `accelerate launch` and `torchrun` share the photos among processes; then --out is needed.
     """
+    if html and out is None:
+        _wrong("--html: the page needs a folder, given as --out")
     if words is not None and class_list is not None:
         _wrong("--words and --class-list say the same: give one of them")
     vocabulary = None if words is None else _vocabulary(words, background=False, option="--words")
@@ -321,6 +326,7 @@ def evaluate(
     from lexiseg.data.packages import LabelledPhotos
     from lexiseg.evaluation import Plan, Share, candidate_of, evaluate, evaluate_with_workers, own_device
     from lexiseg.evaluation.comparison import comparison, comparison_table, save_comparison
+    from lexiseg.evaluation.report import write_report
 
     names, share, found = model or [DEFAULT_MODEL], Share.from_environment(), []
     try:
@@ -345,6 +351,8 @@ def evaluate(
                 found.append(outcome)
                 if out is not None:
                     outcome.save(out)
+                if html and out is not None:
+                    write_report(outcome, candidate_of(_segmenter(name, device, None)), photos, plan, out)
     except (ValueError, OSError) as error:
         _wrong(str(error))
     if not found:  # another process has the numbers
@@ -513,13 +521,13 @@ def _distinct_stems(paths: Sequence[Path], out: Path) -> list[str]:
 
 def _measured(name: str) -> list[str]:
     """What the card of a model on this machine says was measured: "measured on camvid: miou 50.2"."""
-    from lexiseg.zoo.catalogue import ZOO, Embedded
+    from lexiseg.zoo.catalogue import ZOO, Composed, Embedded
     from lexiseg.zoo.loading import EMBEDDED, converted_folder, is_available
     from lexiseg.zoo.model_folder import SETTINGS_FILE, ModelFolderError, read_settings
 
-    if not is_available(name):
-        return []
     source = ZOO[name].source
+    if not is_available(name) or isinstance(source, Composed):
+        return []
     folder = EMBEDDED / source.folder if isinstance(source, Embedded) else converted_folder(name)
     try:
         measured = read_settings(folder / SETTINGS_FILE, siblings=True).card.get("measured")

@@ -283,7 +283,7 @@ class Evaluation:
             rows.append(("mask accuracy over all masks", _shown(self.masks.overall), ""))
         return rows
 
-    def _columns(self) -> list[tuple[str, str]]:
+    def columns(self) -> list[tuple[str, str]]:
         """(heading, field) of the columns about classes that have something in them."""
         columns = [("IoU", "iou"), ("accuracy", "accuracy"), ("Boundary IoU", "boundary_iou")]
         columns += [("PQ", "pq"), ("AP", "ap"), ("mask accuracy", "mask_accuracy")]
@@ -295,7 +295,7 @@ class Evaluation:
         ]
 
     def _class_table(self) -> list[str]:
-        columns = self._columns()
+        columns = self.columns()
         headings = ["class", "asked for as", *(heading for heading, _ in columns)]
         lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
         for entry in self.classes:
@@ -305,7 +305,7 @@ class Evaluation:
 
     def _class_dict(self, entry: ClassResult) -> dict[str, Any]:
         told = {"name": entry.name, "phrases": list(entry.phrases), "seen": entry.seen}
-        return told | {name: _percent(getattr(entry, name)) for _, name in self._columns()}
+        return told | {name: _percent(getattr(entry, name)) for _, name in self.columns()}
 
     def _occurs(self, entry: ClassResult) -> bool:
         return entry.true_share > 0 or any(
