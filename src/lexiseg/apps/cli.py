@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lexiseg.evaluation import Evaluation
     from lexiseg.results import Result
     from lexiseg.segmenter import Segmenter
     from lexiseg.vocabulary import Vocabulary
@@ -341,18 +342,20 @@ def evaluate(
             given_masks=None if given_masks is None else given_masks.value,
         )
         for name in names:
+            candidate = None  # the last one goes before the next one is loaded
+            outcome: Evaluation | None
             if workers > 1:
                 outcome = evaluate_with_workers(name, path, plan, workers=workers, out=out, device=device)
             else:
-                segmenter = _segmenter(name, own_device(device, share), None)
-                outcome = evaluate(candidate_of(segmenter), photos, plan, out=out, share=share)
-                del segmenter  # before the next one is loaded
-            if outcome is not None:
-                found.append(outcome)
-                if out is not None:
-                    outcome.save(out)
-                if html and out is not None:
-                    write_report(outcome, candidate_of(_segmenter(name, device, None)), photos, plan, out)
+                candidate = candidate_of(_segmenter(name, own_device(device, share), None))
+                outcome = evaluate(candidate, photos, plan, out=out, share=share)
+            if outcome is None:
+                continue
+            found.append(outcome)
+            if out is not None:
+                outcome.save(out)
+            if html and out is not None:
+                write_report(outcome, candidate or candidate_of(_segmenter(name, device, None)), photos, plan, out)
     except (ValueError, OSError) as error:
         _wrong(str(error))
     if not found:  # another process has the numbers
