@@ -45,7 +45,7 @@ demo: $(INSTALLED)
 	photo="$$PHOTO"; classes="$$CLASSES"; \
 	if [ -z "$$photo" ]; then \
 	  photo=$$($(BIN)/python -c 'import sklearn, os; print(os.path.dirname(sklearn.__file__))')/datasets/images/china.jpg; \
-	  : "$${classes:=sky, tree, building | temple, water}"; \
+	  : "$${classes:=sky, tree, building | temple, lake | water}"; \
 	  echo "Photo: china.jpg by danielbuechele, CC BY 2.0 (from scikit-learn). Words: $$classes"; \
 	fi; \
 	: "$${classes:=sky, building, road | street, sidewalk, tree, grass, water, car, person}"; \

@@ -130,7 +130,7 @@ def test_segments_a_photo(wheel: Path, python: Path, china_photo: Path, tmp_path
     """The embedded model comes with the wheel and finds its way from words to files."""
     if not any("zoo/embedded/street-tiny/model.safetensors" in name for name in zipfile.ZipFile(wheel).namelist()):
         pytest.skip("this checkout carries no embedded model")
-    words = "sky, tree, building | temple, water"
+    words = "sky, tree, building | temple, lake | water"
     program = str(python.with_name("lexiseg"))
     output = run(python, program, "segment", str(china_photo), "--classes", words, "--out", "out", cwd=tmp_path)
     assert "sky" in output
