@@ -93,3 +93,36 @@ def test_what_is_wrong_is_said(members: dict[str, bytes], tmp_path: Path) -> Non
         package.photo("a")
     with pytest.raises(ValueError, match="no split 'val'"):
         package.ids("val")
+
+
+def test_what_a_prepared_benchmark_says_of_itself(members: dict[str, bytes], tmp_path: Path) -> None:
+    description = json.loads(members["dataset.json"])
+    description |= {
+        "title": "A toy",
+        "ignore": 65535,
+        "image_suffix": ".png",
+        "words": [["heavens", "sky"], ["road"], ["street"]],
+        "word_class": [0, 1, 1],
+        "remarks": ["1 photo is missing"],
+    }
+    members["dataset.json"] = json.dumps(description).encode()
+    members["images/a.png"] = png(np.full((2, 3, 3), 200, np.uint8))
+    members["labels/a.png"] = png(np.array([[0, 0, 700], [0, 1, 65535]], np.uint16))
+    members["instances.json"] = json.dumps({"a": [{"class": 1, "area": 2.0, "iscrowd": 0, "rle": {}}]}).encode()
+    package = LabelledPhotos(write(members, tmp_path))
+    assert package.photo("a").labels.tolist() == [[0, 0, 700], [0, 1, 65535]]
+    assert (package.title, package.words[0], package.word_class) == ("A toy", ("heavens", "sky"), (0, 1, 1))
+    assert package.measures == ("miou", "pq", "ap")
+    assert package.instances["a"][0]["class"] == 1
+    description["word_class"] = [0, 1, 2]
+    members["dataset.json"] = json.dumps(description).encode()
+    with pytest.raises(ValueError, match="words that do not fit its classes"):
+        LabelledPhotos(write(members, tmp_path))
+
+
+def test_a_plain_package_asks_for_its_classes(members: dict[str, bytes], tmp_path: Path) -> None:
+    package = LabelledPhotos(write(members, tmp_path))
+    assert (package.words, package.word_class, package.instances) == ((("sky",), ("road",)), (0, 1), None)
+    del members["segments.json"]
+    (tmp_path / "toy" / "segments.json").unlink()
+    assert LabelledPhotos(write(members, tmp_path)).measures == ("miou",)
