@@ -17,6 +17,7 @@ class Hub(BaseHTTPRequestHandler):
     """/org/repo/resolve/main/file with the headers huggingface_hub reads; /files/file for release files."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    """By their path in any repository, or by their name alone."""
     requests: ClassVar[list[tuple[str, str, str | None]]] = []
     break_after: ClassVar[list[int]] = []
     """Bytes after which the next GET responses break off, one entry each."""
@@ -34,7 +35,7 @@ class Hub(BaseHTTPRequestHandler):
         ranges = self.headers.get("Range")
         self.requests.append((self.command, self.path, ranges))
         parts = self.path.split("/")
-        content = self.files.get(parts[-1])
+        content = self.files.get("/".join(parts[5:]), self.files.get(parts[-1]))
         if self.path == "/away":
             self.send_response(302)
             self.send_header("Location", "http://example.org/weights.bin")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lexiseg.weights.fcclip import TOWERS
-from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Embedded, OfficialFile
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Composed, Embedded, OfficialFile
 from lexiseg.zoo.coco_words import COCO_PHRASES, STUFF, THINGS
 from lexiseg.zoo.loading import is_available
 from lexiseg.zoo.model_folder import BUILDERS
@@ -18,7 +18,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def test_every_entry_is_complete() -> None:
     for name, entry in ZOO.items():
-        assert entry.name == name and entry.builder in BUILDERS
+        assert entry.name == name
+        if isinstance(entry.source, Composed):
+            assert entry.builder == "composed" and entry.state in ("fetch", "convert") and not entry.published
+            continue
+        assert entry.builder in BUILDERS
         inspect.signature(BUILDERS[entry.builder].system).bind_partial(**entry.arguments)
         assert set(entry.published) <= set(BENCHMARKS)
         assert (entry.miou_rule is None) == (not any("miou" in numbers for numbers in entry.published.values()))

@@ -14,14 +14,19 @@ from lexiseg.images import Canvas
 from lexiseg.proposals.given_masks import GivenMasks
 from lexiseg.proposals.own_backbone import OwnBackbone
 from lexiseg.regions.grown import GrownUntilSeen
+from lexiseg.regions.mask_adapter import MaskAdapterPool
 from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly, RegionWithVoid
 from lexiseg.segmenter import Segmenter
 from lexiseg.types import Images, Proposals, Scores
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.weights.hub import DownloadError, UnreachableError
+from lexiseg.zoo.catalogue import ZOO, Composed, HubPart
 from lexiseg.zoo.composition import CompositionError, same_module
 from lexiseg.zoo.loading import UnknownModelError, compose, compose_folder, load
 from lexiseg.zoo.model_folder import Model, ModelFolderError, OutputSettings
+from lexiseg.zoo.table import rows
 from tests.proposals.tiny_transformers import tiny_eomt, tiny_mask2former, tiny_sam
+from tests.weights.hub_server import Hub, hub_server  # noqa: F401 - a fixture
 from tests.zoo.conftest import TOWERS
 from tests.zoo.toy_folders import toy_model, toy_open_clip
 
@@ -350,3 +355,96 @@ def test_damaged_parts_are_told(parts: dict[str, Path], tmp_path: Path) -> None:
     shutil.copy(parts["mask2former"] / "model.safetensors", folder / "proposals")
     with pytest.raises(ModelFolderError, match=r"regions.model\.safetensors: 1 bytes .* damaged or exchanged"):
         load(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- the hub
+
+
+def served(*folders: Path) -> dict[str, bytes]:
+    """The files of several repositories: their names differ, so one server can stand for all."""
+    files = [path for folder in folders for path in folder.iterdir()]
+    assert len({path.name for path in files}) == len(files)
+    return {path.name: path.read_bytes() for path in files}
+
+
+def fetched() -> set[str]:
+    return {path.removeprefix("/") for method, path, _ in Hub.requests if method == "GET"}
+
+
+@pytest.mark.parametrize(
+    ("name", "generator"),
+    [
+        ("ready-mask2former-convnext-large", "mask2former"),
+        ("ready-eomt-convnext-large", "eomt"),
+        ("ready-sam-convnext-large", "sam"),
+    ],
+)
+def test_ready_models_come_from_the_hub_alone(
+    name: str,
+    generator: str,
+    parts: dict[str, Path],
+    hub_server: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Hub.files = {**served(parts[generator], parts["clip"]), "pytorch_model.bin": b"a pickle", "README.md": b"words"}
+    state = {row.name: row.state for row in rows()}
+    assert state[name].startswith("needs a network when first used: ")
+    model = load(name)
+    assert model.name == name and model.card["title"] == ZOO[name].title and model.card["weights_licence"]
+    source = ZOO[name].source
+    assert isinstance(source, Composed) and isinstance(source.regions, HubPart)
+    masks, clip = f"{source.proposals.repository}/resolve/main/", f"{source.regions.repository}/resolve/main/"
+    assert fetched() == {
+        *(masks + file for file in ("config.json", "model.safetensors", "preprocessor_config.json")),
+        *(clip + file for file in ("open_clip_config.json", "open_clip_model.safetensors")),
+    }
+    same = compose(parts[generator], parts["clip"])
+    torch.testing.assert_close(run(model)[0].mask_logits, run(same)[0].mask_logits)
+    assert {row.name: row.state for row in rows()}[name] == "ready"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for offline in (True, None):  # the second finds nobody there
+        assert run(load(name, offline=offline))[1].class_probs.shape == run(model)[1].class_probs.shape
+    with pytest.raises(CompositionError, match=f"{name} is itself composed"):
+        compose(name, parts["fcclip"])
+
+
+def test_an_adapter_behind_sam_waits_for_the_adapter(
+    parts: dict[str, Path],
+    hub_server: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("LEXISEG_MODELS", str(tmp_path))
+    Hub.files = served(parts["sam"])
+    with pytest.raises(UnknownModelError, match="mask-adapter-fcclip-large: not here yet"):
+        load("mask-adapter-sam")
+    with pytest.raises(UnreachableError, match="not in the cache, and HF_HUB_OFFLINE forbids"):
+        load("ready-sam2-convnext-large", offline=True)
+    shutil.copytree(parts["adapter"], tmp_path / "mask-adapter-fcclip-large")
+    model = load("mask-adapter-sam")
+    assert isinstance(model.system.fuse, RegionOnly) and isinstance(model.system.embedder, MaskAdapterPool)
+
+
+def test_parts_from_any_repository(parts: dict[str, Path], hub_server: str, tmp_path: Path) -> None:  # noqa: F811
+    Hub.files = served(parts["mask2former"], parts["clip"])
+    folder = compose_folder(tmp_path / "pair", "someone/masks", "someone/clip")
+    Hub.files = {}
+    assert load(folder, offline=True).card["proposals"] == {"title": "someone/masks"}
+    Hub.files = served(parts["fcclip"])
+    assert type(compose("someone/model", parts["fcclip"], offline=False).system.generator) is not OwnBackbone
+    Hub.files = {"config.json": (parts["sam"] / "config.json").read_bytes(), "pytorch_model.bin": b"a pickle"}
+    with pytest.raises(CompositionError, match="someone/pickled: the repository has no model.safetensors; pickles are"):
+        compose("someone/pickled", parts["fcclip"])
+    Hub.files = {"README.md": b"words"}
+    for proposals, regions in (("someone/else", parts["fcclip"]), (parts["fcclip"], "someone/else")):
+        with pytest.raises(DownloadError, match="someone/else/.*config.json: the repository has no such file"):
+            compose(proposals, regions)
+
+
+def test_a_composed_model_may_be_a_repository(parts: dict[str, Path], hub_server: str, tmp_path: Path) -> None:  # noqa: F811
+    folder = compose_folder(tmp_path / "pair", parts["sam"], parts["fcclip"], settings=FEW_POINTS)
+    Hub.files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    model = load("someone/pair")
+    assert model.name == "someone/pair"
+    torch.testing.assert_close(run(model)[1].class_probs, run(load(folder))[1].class_probs)
+    assert model.text_encoder().encode(["sky"]).shape == (1, 16)

@@ -45,6 +45,10 @@ class MissingFileError(DownloadError):
     """A repository that is there, without a file of that name."""
 
 
+class UnreachableError(DownloadError):
+    """A file that is not in the cache, while the hub cannot be asked for it."""
+
+
 def is_offline(offline: bool | None = None) -> bool:
     """The argument where it is given, else what HF_HUB_OFFLINE says."""
     if offline is not None:
@@ -75,7 +79,7 @@ def hub_file(
     if is_offline(offline):
         path = _cached(repo, name, revision)
         if path is None:
-            raise DownloadError(
+            raise UnreachableError(
                 f"{where}: not in the cache, and HF_HUB_OFFLINE forbids to fetch it; run once online, "
                 "or copy the model folder here and give its path"
             )
@@ -95,7 +99,7 @@ def hub_file(
     except Exception as error:  # no network: the type depends on huggingface_hub's HTTP client
         path = _cached(repo, name, revision)
         if path is None:
-            raise DownloadError(f"{where}: the hub cannot be reached ({_short(error)}). Try again later") from error
+            raise UnreachableError(f"{where}: the hub cannot be reached ({_short(error)}). Try again later") from error
         return _verified(path, sha256, where)
     _check_size(facts.size, max_bytes, where)
 
@@ -109,6 +113,11 @@ def hub_file(
     if sha256 is None and not cached_before and re.fullmatch("[0-9a-f]{64}", facts.etag or ""):
         sha256 = facts.etag
     return _verified(path, sha256, where)
+
+
+def is_cached(repo: str, name: str, revision: str = "main") -> bool:
+    """Whether `hub_file` has fetched the file before."""
+    return _cached(repo, name, revision) is not None
 
 
 def release_file(

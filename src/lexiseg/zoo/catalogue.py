@@ -61,6 +61,25 @@ class OfficialFile:
 
 
 @dataclass(frozen=True)
+class HubPart:
+    """Part of a composed model, in a repository of its makers. Nothing is pinned: it is fetched as it is at the time,
+    and each file is checked against the hash that the hub gives for it."""
+
+    kind: Literal["transformers", "open_clip"]
+    repository: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The mask generator of one source before the region classifier of another."""
+
+    proposals: HubPart
+    regions: HubPart | str
+    """A CLIP, or a model of the zoo by its name."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model of the zoo."""
 
@@ -68,13 +87,14 @@ class Entry:
     title: str
     paper: str
     builder: str
+    """"composed" for models that no builder makes."""
     arguments: Mapping[str, Any]
-    source: Embedded | HubRepository | OfficialFile
+    source: Embedded | HubRepository | OfficialFile | Composed
     code_licence: str
     weights_licence: str
     trained_on: str
     needs: str
-    state: Literal["ready", "convert", "train"]
+    state: Literal["ready", "convert", "train", "fetch"]
     published: Numbers
     miou_rule: Literal["gt", "gt_or_pred"] | None = None
     """Over which classes the published mIoU is the mean; None where nothing is published."""
@@ -516,4 +536,94 @@ ENTRIES = (
     ),
 )
 
-ZOO: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
+CONVNEXT_LARGE = HubPart("open_clip", "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup")
+"""The CLIP of FC-CLIP's largest published model, before anything was trained on it."""
+
+
+@dataclass(frozen=True)
+class ForeignGenerator:
+    """A mask generator of other people, as they publish it for transformers."""
+
+    title: str
+    part: HubPart
+    gigabytes: float
+    trained_on: str
+    code_licence: str
+    weights_licence: str
+
+
+MASK2FORMER = ForeignGenerator(
+    "Mask2Former (Swin-L)",
+    HubPart("transformers", "facebook/mask2former-swin-large-coco-panoptic"),
+    0.9,
+    "COCO 2017 panoptic (133 classes)",
+    "MIT",
+    "see its page",
+)
+EOMT = ForeignGenerator(
+    "EoMT (ViT-L)",
+    HubPart("transformers", "tue-mps/coco_panoptic_eomt_large_640"),
+    1.3,
+    "COCO 2017 panoptic (133 classes)",
+    "MIT",
+    "see its page",
+)
+SAM = ForeignGenerator(
+    "SAM (ViT-H)", HubPart("transformers", "facebook/sam-vit-huge"), 2.6, "SA-1B", "Apache-2.0", "Apache-2.0"
+)
+SAM2 = ForeignGenerator(
+    "SAM 2.1 (Hiera-L)",
+    HubPart("transformers", "facebook/sam2.1-hiera-large"),
+    0.9,
+    "SA-1B and SA-V",
+    "Apache-2.0",
+    "Apache-2.0",
+)
+
+
+def _ready(name: str, generator: ForeignGenerator) -> Entry:
+    """Everything comes from the hub when it is first asked for."""
+    return Entry(
+        name=name,
+        title=f"masks of {generator.title}, named by CLIP convnext_large_d_320 with mask pooling",
+        paper="this package",
+        builder="composed",
+        arguments={},
+        source=Composed(generator.part, CONVNEXT_LARGE),
+        code_licence="Apache-2.0",
+        weights_licence=f"masks: {generator.weights_licence}; CLIP MIT",
+        trained_on=f"masks: {generator.trained_on}; CLIP: LAION-2B",
+        needs=f"a network when first used: {generator.gigabytes + 1.4:.1f} GB from the Hugging Face hub",
+        state="fetch",
+        published={},
+    )
+
+
+def _mask_adapter_behind(name: str, generator: ForeignGenerator) -> Entry:
+    """As in the paper: the released adapter, unchanged, on masks that know no classes."""
+    return Entry(
+        name=name,
+        title=f"Mask-Adapter on FC-CLIP, convnext_large_d_320, naming the masks of {generator.title}",
+        paper=MASK_ADAPTER_PAPER,
+        builder="composed",
+        arguments={},
+        source=Composed(generator.part, "mask-adapter-fcclip-large"),
+        code_licence="Apache-2.0",
+        weights_licence=f"masks: {generator.weights_licence}; the rest as mask-adapter-fcclip-large",
+        trained_on=f"masks: {generator.trained_on}; the rest as mask-adapter-fcclip-large",
+        needs=f"mask-adapter-fcclip-large, and {generator.gigabytes:.1f} GB from the Hugging Face hub when first used",
+        state="convert",
+        published={},
+    )
+
+
+COMPOSED_ENTRIES = (
+    _mask_adapter_behind("mask-adapter-sam", SAM),
+    _mask_adapter_behind("mask-adapter-sam2", SAM2),
+    _ready("ready-mask2former-convnext-large", MASK2FORMER),
+    _ready("ready-eomt-convnext-large", EOMT),
+    _ready("ready-sam-convnext-large", SAM),
+    _ready("ready-sam2-convnext-large", SAM2),
+)
+
+ZOO: dict[str, Entry] = {entry.name: entry for entry in (*ENTRIES, *COMPOSED_ENTRIES)}

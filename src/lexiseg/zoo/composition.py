@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,7 +46,7 @@ from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly
 from lexiseg.system import System
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.weights.files import replacing
-from lexiseg.weights.hub import MissingFileError
+from lexiseg.weights.hub import MissingFileError, UnreachableError
 from lexiseg.zoo.model_folder import (
     MAX_SETTINGS_BYTES,
     SETTINGS_FILE,
@@ -291,7 +292,7 @@ def _generator(source: Source, settings: GeneratorSettings | None, device: str |
 
 def _transformers_generator(source: Source, settings: GeneratorSettings, device: str | torch.device) -> Generator:
     """A generator that has classes of its own tells them, unless its settings say otherwise."""
-    folder = _transformers_folder(source.locate)
+    folder = _transformers_folder(source)
     card = {"title": source.name}
     try:
         module = load_transformers_generator(folder, **_effective(folder, settings)).to(device)
@@ -327,16 +328,21 @@ def _effective(folder: Path, settings: GeneratorSettings) -> dict[str, bool | in
     return {"own_classes": True, **settings} if issubclass(kind.settings, UniversalSettings) else dict(settings)
 
 
-def _transformers_folder(locate: Locate) -> Path:
+def _transformers_folder(source: Source) -> Path:
     """The folder with the files of a model, all of them there."""
-    folder = locate(CONFIG_FILE).parent
-    for name in (PREPROCESSOR_FILE, PROCESSOR_FILE, TRANSFORMERS_WEIGHTS_FILE):
-        try:
-            path = locate(name)
-        except MissingFileError:
-            continue  # what cannot be done without is told by who reads the folder
-        if path.parent != folder:
-            raise CompositionError(f"{folder}: the repository changed while it was fetched; run the command again")
+    folder = source.locate(CONFIG_FILE).parent
+    try:
+        paths = [source.locate(TRANSFORMERS_WEIGHTS_FILE)]
+    except MissingFileError as error:
+        raise CompositionError(
+            f"{source.name}: the repository has no {TRANSFORMERS_WEIGHTS_FILE}; pickles are refused, and weights in "
+            "several files are only read from a folder here"
+        ) from error
+    for name in (PREPROCESSOR_FILE, PROCESSOR_FILE):  # few models have both, and some have none
+        with suppress(MissingFileError, UnreachableError):
+            paths.append(source.locate(name))
+    if any(path.parent != folder for path in paths):
+        raise CompositionError(f"{source.name}: the repository changed while it was fetched; run the command again")
     return folder
 
 
@@ -464,7 +470,7 @@ def _copy_model(source: Source, folder: Path) -> None:
 
 
 def _copy_transformers(source: Source, folder: Path) -> None:
-    origin = _transformers_folder(source.locate)
+    origin = _transformers_folder(source)
     folder.mkdir(exist_ok=True)
     names = [CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE, TRANSFORMERS_WEIGHTS_FILE]
     if not (origin / TRANSFORMERS_WEIGHTS_FILE).is_file():  # in several files, and a list of them

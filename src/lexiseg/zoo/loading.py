@@ -5,15 +5,26 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from lexiseg.proposals.transformers_folder import CONFIG_FILE as TRANSFORMERS_CONFIG_FILE
-from lexiseg.weights.hub import MAX_BYTES, DownloadError, MissingFileError, hub_file
-from lexiseg.zoo.catalogue import ZOO, Embedded, HubRepository, OfficialFile
-from lexiseg.zoo.composition import GIVEN, Choices, Kind, Source, is_composed, load_composed, save_composed
+from lexiseg.proposals.transformers_folder import WEIGHTS_FILE as TRANSFORMERS_WEIGHTS_FILE
+from lexiseg.weights.hub import MAX_BYTES, MissingFileError, UnreachableError, hub_file, is_cached
+from lexiseg.zoo.catalogue import ZOO, Composed, Embedded, Entry, HubPart, HubRepository, OfficialFile
+from lexiseg.zoo.composition import (
+    GIVEN,
+    Choices,
+    CompositionError,
+    Kind,
+    Source,
+    is_composed,
+    load_composed,
+    save_composed,
+)
 from lexiseg.zoo.composition import compose as compose_sources
 from lexiseg.zoo.model_folder import (
     MAX_SETTINGS_BYTES,
@@ -25,6 +36,7 @@ from lexiseg.zoo.model_folder import (
     read_settings,
 )
 from lexiseg.zoo.open_clip_folder import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
+from lexiseg.zoo.open_clip_folder import WEIGHTS_FILES as OPEN_CLIP_WEIGHTS_FILES
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -50,6 +62,8 @@ def load(model: str | Path, device: str | torch.device = "cpu", *, offline: bool
 
     offline: nothing is fetched; None leaves it to HF_HUB_OFFLINE.
     """
+    if isinstance(model, str) and model in ZOO and isinstance(ZOO[model].source, Composed):
+        return _load_composed_entry(ZOO[model], device, offline)
     source = find(model, "model", offline)
     if is_composed(source.locate(SETTINGS_FILE)):
         return load_composed(source.locate, source.name, device)
@@ -134,11 +148,42 @@ def is_available(name: str) -> bool:
     source = ZOO[name].source
     if isinstance(source, Embedded):
         return (EMBEDDED / source.folder / SETTINGS_FILE).is_file()
+    if isinstance(source, Composed):
+        parts = (source.proposals, source.regions)
+        return all(is_available(part) if isinstance(part, str) else _is_cached(part) for part in parts)
     return isinstance(source, OfficialFile) and (converted_folder(name) / SETTINGS_FILE).is_file()
+
+
+def _is_cached(part: HubPart) -> bool:
+    """Whether the settings and the weights of a part have been fetched before."""
+    marker, weights = {
+        "transformers": (TRANSFORMERS_CONFIG_FILE, (TRANSFORMERS_WEIGHTS_FILE,)),
+        "open_clip": (OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHTS_FILES),
+    }[part.kind]
+    here = [name for name in (marker, *weights) if is_cached(part.repository, name, part.revision)]
+    return marker in here and len(here) > 1
+
+
+def _load_composed_entry(entry: Entry, device: str | torch.device, offline: bool | None) -> Model:
+    source = entry.source
+    assert isinstance(source, Composed)  # for the reader of types
+    proposals, regions = (
+        _find_entry(part, offline) if isinstance(part, str) else _hub_part(part, offline)
+        for part in (source.proposals, source.regions)
+    )
+    model = compose_sources(proposals, regions, Choices(), device, entry.name)
+    licences = {"code_licence": entry.code_licence, "weights_licence": entry.weights_licence}
+    return replace(model, card={"title": entry.title, **licences, **model.card})
+
+
+def _hub_part(part: HubPart, offline: bool | None) -> Source:
+    return _repository(part.kind, part.repository, part.revision, offline)
 
 
 def _find_entry(name: str, offline: bool | None) -> Source:
     source = ZOO[name].source
+    if isinstance(source, Composed):
+        raise CompositionError(f"{name} is itself composed; name the parts of it that you want")
     if isinstance(source, HubRepository):
         return _repository("lexiseg", source.repository, source.revision, offline)
     if isinstance(source, Embedded):
@@ -153,7 +198,7 @@ def _find_entry(name: str, offline: bool | None) -> Source:
     if not (folder / SETTINGS_FILE).is_file():
         raise UnknownModelError(
             f"{name}: not here yet. Fetch {source.file} ({source.gigabytes:.1f} GB) from {source.page}, "
-            "then run: lexiseg convert FILE"
+            f"then run: {source.command}"
         )
     return _local("lexiseg", folder, name)
 
@@ -186,7 +231,7 @@ def _find_repository(repository: str, revision: str, role: Role, offline: bool |
         own.locate(SETTINGS_FILE)
     except MissingFileError:
         return _repository(kind, repository, revision, offline)
-    except DownloadError:
+    except UnreachableError:
         # No network, or it is not wanted: what is in the cache decides.
         foreign = _repository(kind, repository, revision, offline)
         foreign.locate(marker)

@@ -25,7 +25,7 @@ from lexiseg.images import Canvas
 from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.vocabulary import template_set
 from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, sha256_of
-from lexiseg.weights.hub import MissingFileError
+from lexiseg.weights.hub import MissingFileError, UnreachableError
 from lexiseg.weights.open_clip import convert_open_clip
 from lexiseg.weights.rules import ConversionError, shapes_of
 from lexiseg.zoo.clustered import clustered
@@ -161,12 +161,18 @@ def _read_tower(path: Path) -> dict[str, Any]:
 
 
 def _weights(locate: Locate, config: Path) -> Path:
+    unreachable = None
     for name in WEIGHTS_FILES:
         try:
             path = locate(name)
         except MissingFileError:
             continue
+        except UnreachableError as error:
+            unreachable = unreachable or error
+            continue
         if path.is_file():
             return path
+    if unreachable is not None:
+        raise unreachable
     pickle = " (a pickle could run code when read)" if (config.parent / PICKLE_FILE).is_file() else ""
     raise ModelFolderError(f"{config.parent}: has no {WEIGHTS_FILES[0]}; only safetensors are read{pickle}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Entry, OfficialFile
+from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Composed, Entry, HubPart, OfficialFile
 from lexiseg.zoo.loading import is_available
 
 METRICS = {"pq": "PQ", "ap": "AP", "miou": "mIoU", "sq": "SQ", "rq": "RQ", "mask_acc": "mMaskAcc"}
@@ -89,6 +89,23 @@ def markdown() -> str:
     ]
     lines += [
         "",
+        "## Composed models",
+        "",
+        "The mask generator of one source and the classifier of another: see [combinations](combinations.md).",
+        "What comes from the hub is fetched when it is first used: settings, and weights as safetensors only, each of",
+        "them checked against the hash that the hub gives for it. No revision is pinned: you get what is there then.",
+        "The generators need the extra `lexiseg[transformers]`.",
+        "",
+        "| name | masks by | named by |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| `{entry.name}` | {_part(entry.source.proposals)} | {_part(entry.source.regions)} |"
+        for entry in ZOO.values()
+        if isinstance(entry.source, Composed)
+    ]
+    lines += [
+        "",
         "A class of your vocabulary counts as *seen* when it shares a word with those the model was trained on. The",
         "converter stores our own list of COCO words (`lexiseg.zoo.coco_words`); to be scored exactly as published,",
         "give it the official class list with `--training-words FILE`.",
@@ -112,6 +129,12 @@ def markdown() -> str:
         if entry.published
     ]
     return "\n".join(lines) + "\n"
+
+
+def _part(part: HubPart | str) -> str:
+    if isinstance(part, str):
+        return f"`{part}`"
+    return f"[{part.repository}](https://huggingface.co/{part.repository}), revision {part.revision}"
 
 
 def _files(source: OfficialFile) -> str:
