@@ -301,6 +301,8 @@ class Segmenter:
     def _outcome(self, scored: _Scored, question: _Question, frame: Frame, alone: bool) -> Prediction:
         masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs
         is_thing = self._things(question)
+        if question.task == "semantic" and outputs.paint_threshold is not None:
+            return postprocess.painted(masks, class_probs, frame, outputs.paint_threshold, outputs.granularity)
         if question.task == "semantic":
             sigmoid_at = outputs.sigmoid_at or ("canvas" if alone else "output")
             return postprocess.semantic(masks, class_probs, frame, sigmoid_at, outputs.least_cover)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lexiseg.weights import fcclip, maftplus
-from lexiseg.weights.fcclip import CLIP, DECODER, PIXEL_DECODER, TOWERS, text_rules
+from lexiseg.weights.fcclip import CLIP, TOWERS, text_rules
+from lexiseg.weights.mask2former import DECODER, PIXEL_DECODER
 from lexiseg.weights.rules import ConversionError, Ignored, Rule, count_names, shape_of
 
 VISUAL = "visual_encoder.proxy."

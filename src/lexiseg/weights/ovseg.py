@@ -64,6 +64,11 @@ def is_official(source: Mapping[str, Tensor]) -> bool:
     return all(any(name.startswith(part) for name in source) for part in (VISUAL, VOID, DECODER + "transformer."))
 
 
+def has_swin(source: Mapping[str, Tensor]) -> bool:
+    """Whether the generator's backbone is a Swin, as in the large model, and not a ResNet."""
+    return BACKBONE + "patch_embed.proj.weight" in source
+
+
 def describe(source: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of `zoo.ovseg.ovseg` that names and shapes tell: all but heads and settings of inference.
 
@@ -110,7 +115,7 @@ def describe_tower(source: Mapping[str, Tensor]) -> str | dict[str, Any]:
 
 def describe_backbone(source: Mapping[str, Tensor]) -> str | dict[str, Any]:
     """The generator's backbone: its name, or its sizes."""
-    if BACKBONE + "stem.conv1.weight" in source:
+    if not has_swin(source):
         depths = tuple(count_names(source, BACKBONE + f"res{stage}.{{}}.conv1.weight") for stage in range(2, 6))
         width = shape_of(source, BACKBONE + "stem.conv1.weight")[0]
         if width == 64 and depths in BACKBONES:

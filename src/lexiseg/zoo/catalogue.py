@@ -233,6 +233,30 @@ def _with_mask_accuracy(numbers: Numbers) -> Numbers:
     return {**numbers, **found}
 
 
+OVSEG_PAPER = "arXiv 2210.04150"
+OVSEG_PAGE = "https://github.com/facebookresearch/ov-seg (GETTING_STARTED.md)"
+
+
+def _ovseg(
+    name: str, title: str, arguments: Mapping[str, Any], file: str, gigabytes: float, beside: str, published: Numbers
+) -> Entry:
+    return Entry(
+        name=name,
+        title=f"OVSeg, {title}",
+        paper=OVSEG_PAPER,
+        builder="ovseg",
+        arguments=arguments,
+        source=OfficialFile(file, OVSEG_PAGE, gigabytes, arguments["tower"], beside),
+        code_licence="CC BY-NC 4.0 (of the original; here it is written anew)",
+        weights_licence="CC BY-NC 4.0: non-commercial use only",
+        trained_on=COCO_STUFF,
+        needs=f"the official file ({gigabytes:.1f} GB), converted once",
+        state="convert",
+        published=published,
+        miou_rule="gt_or_pred" if published else None,
+    )
+
+
 def _miou_numbers(*miou: float) -> Numbers:
     """The columns of the tables of MAFT+ and Mask-Adapter: A-847, A-150, PC-459, PC-59, PAS-20."""
     names = ("ade20k-847", "ade20k-150", "context-459", "context-59", "voc-20")
@@ -533,6 +557,33 @@ ENTRIES = (
         "--generator maftp_l_pano.pth",
         {"ade20k-150": {"pq": 28.1, "sq": 74.0, "rq": 34.7}},
         COCO_STUFF,
+    ),
+    _ovseg(
+        "ovseg-small",
+        "ResNet-101c and ViT-B/16",
+        {"tower": "ViT-B-16-quickgelu", "backbone": "resnet101c", "threshold": 0.5},
+        "ovseg_R101c_vitB16_ft_mpt.pth",
+        0.8,
+        "",
+        _miou_numbers(7.1, 24.8, 11.0, 53.3, 92.6),
+    ),
+    _ovseg(
+        "ovseg-large",
+        "Swin-B and ViT-L/14",
+        {"tower": "ViT-L-14-quickgelu", "backbone": "swin_base"},
+        "ovseg_swinbase_vitL14_ft_mpt.pth",
+        2.1,
+        "",
+        _miou_numbers(9.0, 29.6, 12.4, 55.7, 94.5),
+    ),
+    _ovseg(
+        "ovseg-large-words",
+        "Swin-B and ViT-L/14, for a user's own words: CLIP decides alone, every word takes its best mask",
+        {"tower": "ViT-L-14-quickgelu", "backbone": "swin_base", "verdict": "clip", "threshold": 0.35},
+        "ovseg_swinbase_vitL14_ft_mpt.pth",
+        2.1,
+        "--layout ovseg-large-words",
+        {},
     ),
 )
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from lexiseg.images import Canvas
 from lexiseg.proposals.fcclip import fcclip_generator
+from lexiseg.proposals.maskformer import maskformer_generator
 from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary
 from lexiseg.weights import fcclip as fcclip_layout
 from lexiseg.weights import maftplus as maftplus_layout
 from lexiseg.weights import mask_adapter as adapter_layout
 from lexiseg.weights import maskclip_pp as classifier_layout
+from lexiseg.weights import ovseg as ovseg_layout
 from lexiseg.weights.files import read_checkpoint, sha256_of
 from lexiseg.weights.rules import Conversion, ConversionError, Ignored, Rule, shapes_of
 from lexiseg.zoo.assembly import Assembled, assemble
@@ -26,6 +28,7 @@ from lexiseg.zoo.catalogue import (
     MAFTPLUS_PAPER,
     MASK_ADAPTER_PAPER,
     MASKCLIP_PP_PAPER,
+    OVSEG_PAPER,
     ZOO,
     Entry,
     OfficialFile,
@@ -35,6 +38,7 @@ from lexiseg.zoo.loading import converted_folder
 from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
 from lexiseg.zoo.mask_adapter import CANVAS, FCCLIP_OVERLAP_THRESHOLD, MAFTPLUS_OVERLAP_THRESHOLD
 from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, Query, save_model_folder
+from lexiseg.zoo.ovseg import LARGE_CANVAS, SMALL_CANVAS, SMALL_THRESHOLD, USER_WORDS_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class CheckpointLayout:
     canvas: Canvas = field(default_factory=Canvas)
     embedder_sizes: Callable[[Mapping[str, Tensor]], dict[str, int]] = lambda source: {}
     """Arguments of the builder that the shapes of the embedder ask for."""
+    describe: Callable[[Mapping[str, Tensor]], dict[str, Any]] | None = None
+    """All that names and shapes tell, the tower included, as arguments of the builder; None where the generator and the
+    tower are of FC-CLIP's kinds."""
+    clip: str = fcclip_layout.CLIP
+    """How the names of the text tower begin."""
 
 
 def _maftplus(title: str, norm_order: str, training_phrases: tuple[str, ...]) -> CheckpointLayout:
@@ -98,6 +107,35 @@ def _mask_adapter_on_maftplus(joint_width: int, arguments: Mapping[str, Any]) ->
     )
 
 
+def _ovseg(large: bool, **words: Any) -> CheckpointLayout:
+    threshold = {} if large else {"threshold": SMALL_THRESHOLD}
+    return CheckpointLayout(
+        title="OVSeg",
+        paper=OVSEG_PAPER,
+        builder="ovseg",
+        recognises=ovseg_layout.is_official,
+        told=lambda source: not words and ovseg_layout.has_swin(source) == large,
+        arguments={**threshold, **words},
+        rules=ovseg_layout.SYSTEM_RULES,
+        ignored=ovseg_layout.IGNORED,
+        outputs=OutputSettings(paint_threshold=USER_WORDS_THRESHOLD if words else None),
+        training_phrases=COCO_STUFF_PHRASES,
+        canvas=LARGE_CANVAS if large else SMALL_CANVAS,
+        describe=_ovseg_sizes,
+        clip=ovseg_layout.CLIP,
+    )
+
+
+def _ovseg_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What differs from the released models, beside tower and backbone."""
+    told = ovseg_layout.describe(source)
+    builders = (BUILDERS["ovseg"].system, maskformer_generator)
+    usual = {
+        name: value.default for builder in builders for name, value in inspect.signature(builder).parameters.items()
+    }
+    return {name: value for name, value in told.items() if value != usual[name]}
+
+
 CLASSIFIERS: dict[str, bool | None] = {
     "maskclip-pp": None,
     "maskclip-pp-coco-panoptic": False,
@@ -124,6 +162,10 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     ),
     "maftplus-semantic": _maftplus("MAFT+", "after_sum", COCO_STUFF_PHRASES),
     "maftplus-panoptic": _maftplus("MAFT+, panoptic", "before_sum", COCO_PHRASES),
+    "ovseg-small": _ovseg(large=False),
+    "ovseg-large": _ovseg(large=True),
+    # The same file, scored as with a user's own words.
+    "ovseg-large-words": _ovseg(large=True, verdict="clip", threshold=USER_WORDS_THRESHOLD),
     # Last: the others have its names, and more.
     "fcclip": CheckpointLayout("FC-CLIP", FCCLIP_PAPER, "fcclip", fcclip_layout.is_official),
 }
@@ -220,14 +262,7 @@ def convert(
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
         raise ConversionError(f"{file}: not a checkpoint of {kind.title}: its names are others")
-    found = fcclip_layout.describe(source)
-    tower = tower or found.tower
-    if tower is None:
-        raise ConversionError(
-            f"{file}: a {found.family} with {found.depths} blocks, {found.widths} channels and a joint width of "
-            f"{found.embed_dim} is none of the published towers; give its open_clip name or configuration"
-        )
-    arguments = {"tower": tower, **kind.arguments, **sizes(found, kind.builder), **kind.embedder_sizes(source)}
+    arguments = _arguments(file, source, kind, tower)
     account, system, text = convert_state(source, arguments, layout)
     entry = published_entry(kind.builder, arguments) if base is None else None
     if out is None and entry is None:
@@ -248,7 +283,7 @@ def convert(
     return Report(
         layout=layout,
         name=entry.name if entry else None,
-        tower=tower if isinstance(tower, str) else "given",
+        tower=arguments["tower"] if isinstance(arguments["tower"], str) else "given",
         folder=folder,
         system_tensors=len(system),
         text_tensors=len(text),
@@ -256,6 +291,23 @@ def convert(
         fresh=account.fresh,
         parameters=sum(tensor.numel() for tensor in (*system.values(), *text.values())),
     )
+
+
+def _arguments(
+    file: Path, source: Mapping[str, Tensor], kind: CheckpointLayout, tower: str | dict[str, Any] | None
+) -> dict[str, Any]:
+    """The arguments of the builder for a checkpoint. tower: given by the user. The file is for messages only."""
+    if kind.describe is not None:
+        told = kind.describe(source)
+        return told | ({} if tower is None else {"tower": tower}) | dict(kind.arguments)
+    found = fcclip_layout.describe(source)
+    tower = tower or found.tower
+    if tower is None:
+        raise ConversionError(
+            f"{file}: a {found.family} with {found.depths} blocks, {found.widths} channels and a joint width of "
+            f"{found.embed_dim} is none of the published towers; give its open_clip name or configuration"
+        )
+    return {"tower": tower, **kind.arguments, **sizes(found, kind.builder), **kind.embedder_sizes(source)}
 
 
 def _save_assembled(
@@ -343,6 +395,7 @@ def convert_state(
         shapes_of(builder.text_encoder(arguments["tower"]).state_dict()),
         kind.rules,
         kind.ignored,
+        kind.clip,
     )
     # The only fresh tensors are counters of batch norm.
     system |= {name: torch.zeros((), dtype=torch.int64) for name in account.fresh}

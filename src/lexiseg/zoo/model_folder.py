@@ -48,6 +48,7 @@ from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
 from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_given, maskclip_pp_mask2former
+from lexiseg.zoo.ovseg import ovseg
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,6 +88,7 @@ BUILDERS: dict[str, Builder] = {
     "maskclip_pp": Builder(maskclip_pp, text_encoder),
     "maskclip_pp_mask2former": Builder(maskclip_pp_mask2former, text_encoder),
     "maskclip_pp_given": Builder(maskclip_pp_given, text_encoder),
+    "ovseg": Builder(ovseg, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name."""
@@ -126,6 +128,11 @@ class OutputSettings(Section):
     """Mask probability a pixel needs from some mask to have a class in a semantic result."""
     sigmoid_at: SigmoidAt | None = None
     """Where mask logits become probabilities; None is the usual place of each kind of result."""
+    paint_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Semantic results are painted: by hard masks, on where their probability is above this, the best ones of every
+    word. None is the vote of all masks."""
+    granularity: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of painted results: below one, masks that score more than this share of a word's best paint too."""
 
 
 class FileFacts(Section):
