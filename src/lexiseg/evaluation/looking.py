@@ -74,6 +74,7 @@ def _segmented(
     if semantic is not None:
         assert isinstance(semantic, SemanticMap)
         labels = look.word_class[semantic.labels]
+        # Of several words for one class the last one's score stands: calibration is about plain lists of classes.
         confidence = [(int(look.word_class[s.class_index]), s.score) for s in semantic.segments]
         if "miou" in look.measures:
             pixels = sparse(confusion_matrix(labels, truth, classes, data.ignore))

@@ -363,7 +363,7 @@ def evaluation_of(records: Sequence[PhotoRecord], data: LabelledPhotos, plan: Pl
         parts["given_masks"] = plan.look.given_masks
         _note(of_class, "mask_accuracy", accuracy.per_class)
 
-    seconds = [record.seconds for record in records if not record.first]
+    seconds = [record.seconds for record in records if record.seconds and not record.first]
     return Evaluation(
         model=candidate.name,
         data=data.name,

@@ -72,7 +72,7 @@ class Plan:
         """
         split = split or _default_split(data)
         ids = data.ids(split)
-        if given_masks is not None and measures not in (None, ("masks",)):
+        if given_masks is not None and measures is not None and tuple(measures) != ("masks",):
             raise EvaluationError("with given masks nothing but mask accuracy is measured")
         if given_masks == "regions" and not data.region_classes:
             raise EvaluationError(f"{data.name} has no regions; give the masks of its classes")
