@@ -178,11 +178,23 @@ def test_a_pixel_far_from_every_mask_has_no_class(strips: None) -> None:
     assert nothing.labels.unique().tolist() == [-1] and nothing.segments == ()
 
 
-def by_score(masks: Tensor, probs: list[list[float]], is_thing: list[bool], overlap: float = 0.5) -> list[list[int]]:
+def by_score(
+    masks: Tensor,
+    probs: list[list[float]],
+    is_thing: list[bool],
+    overlap: float = 0.5,
+    part_share: float | None = 0.9,
+) -> list[list[int | None]]:
     """The first row of the map, and the proposal, class and area of every segment."""
     scores = torch.tensor(probs)
     found = postprocess.panoptic_by_score(
-        masks, scores, 1 - scores.sum(1), torch.tensor(is_thing), GRID, overlap_threshold=overlap
+        masks,
+        scores,
+        1 - scores.sum(1),
+        torch.tensor(is_thing),
+        GRID,
+        overlap_threshold=overlap,
+        part_share=part_share,
     )
     assert [s.area for s in found.segments] == [int((found.ids == i + 1).sum()) for i in range(len(found.segments))]
     return [found.ids[0].tolist(), *[[s.proposal, s.class_index, s.area] for s in found.segments]]
@@ -211,6 +223,29 @@ def test_stuff_of_one_class_is_one_segment_and_its_parts_lose_nothing_to_each_ot
     masks = blocks((0, 6), (1, 8))
     probs = [[0.9, 0.1], [0.8, 0.2]]
     assert by_score(masks, probs, [False, True], overlap=0.9) == [[1] * 8 + [0] * 2, [None, 0, 32]]
+
+
+def test_parts_of_a_thing_are_not_things_of_their_own() -> None:
+    door, wheel, car, bus = (1, 3), (4, 6), (0, 8), (5, 10)
+    masks = blocks(door, wheel, car, bus)
+    probs = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]
+    both = [True, True]
+    # The door and the wheel join the car; of the bus too little is left.
+    assert by_score(masks, probs, both, overlap=0.5) == [[1] * 8 + [0] * 2, [2, 0, 32]]
+    assert by_score(masks, probs, both, overlap=0.5, part_share=None) == [
+        [3, 1, 1, 3, 2, 2, 3, 3, 0, 0],
+        [0, 0, 8],
+        [1, 0, 8],
+        [2, 0, 16],
+    ]
+    # A driver is no part of it, nor is a car that only touches it.
+    other = [[0.1, 0.9], *probs[1:]]
+    assert by_score(masks, other, both, overlap=0.5)[0] == [2, 1, 1, 2, 2, 2, 2, 2, 0, 0]
+    beside = blocks((0, 4), (3, 10))
+    assert by_score(beside, [[0.9, 0.1], [0.8, 0.2]], both, overlap=0.5)[0] == [1] * 4 + [2] * 6
+    # Five people are more than half of their group: they stay, and it goes.
+    group = blocks((0, 3), (3, 6), (0, 10))
+    assert len(by_score(group, [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], both)) == 3
 
 
 def test_void_and_weak_masks_are_not_laid_down() -> None:

@@ -26,6 +26,9 @@ BLOCK_FLOATS = 8_000_000
 NO_CLASS = -1
 """The label of a pixel without a class."""
 
+PART_SHARE = 0.9
+"""Of itself that a segment has inside a larger one of the same class, to be taken for a part of it."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -288,39 +291,49 @@ def panoptic_by_score(
     object_mask_threshold: float = 0.0,
     overlap_threshold: float = 0.5,
     sigmoid_at: SigmoidAt = "output",
+    part_share: float | None = PART_SHARE,
 ) -> PanopticMap:
     """Non-overlapping segments of masks that overlap by their nature: the best score first, each takes what is left.
 
     The arguments are those of `panoptic`, whose rule is for masks that compete for pixels: there a mask that has lost
     too much of itself keeps what it won from everybody, and leaves a hole. Here it gives way to the next one (Panoptic
     Segmentation, arXiv 1801.00868, section 3.3). A mask is kept when the pixels it finds free, or in the hands of the
-    same class of stuff, are at least `overlap_threshold` of its own; one that finds no free pixel is not.
+    same class of stuff, are at least `overlap_threshold` of its own; one that finds no free pixel is not. Segments of
+    the same class of things that lie inside it by `part_share` of themselves become part of it; None leaves them apart.
     """
     score, label = class_probs.max(1)
     kept = (score > void_prob) & (score > object_mask_threshold)
     order = score.argsort(descending=True, stable=True)
     ids = torch.zeros(frame.output_hw, dtype=torch.int32, device=mask_logits.device)
-    segments: list[Segment] = []
-    stuff: dict[int, int] = {}
-    for query in order[kept[order]].tolist():
+    laid: dict[int, Segment] = {}  # by id, in order
+    stuff: dict[int, int] = {}  # class -> id
+    for number, query in enumerate(order[kept[order]].tolist(), start=1):
         on = _hard_mask(mask_logits[query], frame, sigmoid_at)
-        class_index = int(label[query])
-        earlier = stuff.get(class_index)
-        free = on & (ids == 0)
-        area, free_area = int(on.sum()), int(free.sum())
-        own_area = 0 if earlier is None else int((ids[on] == earlier + 1).sum())
-        if free_area == 0 or (free_area + own_area) / area < overlap_threshold:
+        k = int(label[query])
+        under = torch.bincount(ids[on], minlength=number + 1)  # pixels of it that each segment holds; 0: free ones
+        free, area = int(under[0]), int(under.sum())
+        own = int(under[stuff[k]]) if k in stuff else 0
+        if free == 0 or (free + own) / area < overlap_threshold:
             continue
-        if earlier is not None:
-            merged = segments[earlier]
-            segments[earlier] = Segment(class_index, merged.score, merged.area + free_area, merged.class_scores)
-            ids[free] = earlier + 1
+        if k in stuff:
+            merged = laid[stuff[k]]
+            laid[stuff[k]] = Segment(k, merged.score, merged.area + free, merged.class_scores)
+            ids[on & (ids == 0)] = stuff[k]
             continue
-        if not is_thing[class_index]:
-            stuff[class_index] = len(segments)
-        segments.append(Segment(class_index, float(score[query]), free_area, class_probs[query], query))
-        ids[free] = len(segments)
-    return PanopticMap(ids=ids, segments=tuple(segments))
+        parts = []
+        if not is_thing[k]:
+            stuff[k] = number
+        elif part_share is not None:
+            parts = [i for i, s in laid.items() if s.class_index == k and int(under[i]) >= part_share * s.area]
+        taken = on & (ids == 0)
+        for part in parts:
+            taken |= ids == part
+        ids[taken] = number
+        laid = {i: s for i, s in laid.items() if i not in parts}
+        laid[number] = Segment(k, float(score[query]), int(taken.sum()), class_probs[query], query)
+    numbers = torch.zeros(len(order) + 1, dtype=torch.int32)
+    numbers[list(laid)] = torch.arange(1, len(laid) + 1, dtype=torch.int32)
+    return PanopticMap(ids=numbers.to(ids.device)[ids.long()], segments=tuple(laid.values()))
 
 
 def best_class_each(mask_logits: Tensor, class_probs: Tensor, void_prob: Tensor, frame: Frame) -> InstanceMasks:

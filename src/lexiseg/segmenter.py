@@ -326,7 +326,9 @@ class Segmenter:
             return postprocess.best_class_each(hard, class_probs, void_prob, frame)
         # Somebody wants each of these masks: one that better ones cover in part keeps the rest, however little.
         things = self._things(question)
-        return postprocess.panoptic_by_score(hard, class_probs, void_prob, things, frame, overlap_threshold=0.0)
+        return postprocess.panoptic_by_score(
+            hard, class_probs, void_prob, things, frame, overlap_threshold=0.0, part_share=None
+        )
 
     def _things(self, question: _Question) -> Tensor:
         """[K] bool."""
