@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lexiseg.weights.fcclip import TOWERS
+from lexiseg.clip.open_clip import clip_config
 from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Composed, Embedded, OfficialFile
 from lexiseg.zoo.coco_words import COCO_PHRASES, STUFF, THINGS
 from lexiseg.zoo.loading import is_available
@@ -31,12 +31,13 @@ def test_every_entry_is_complete() -> None:
         if isinstance(entry.source, Embedded):
             assert entry.state == ("ready" if is_available(name) else "train")
         if isinstance(entry.source, OfficialFile):
-            assert entry.state == "convert" and entry.source.tower in TOWERS.values()
+            assert entry.state == "convert" and clip_config(entry.source.tower)
 
 
 def test_published_numbers_are_percentages() -> None:
     values = [value for entry in ZOO.values() for numbers in entry.published.values() for value in numbers.values()]
-    assert len(values) == 6 * 16 + 5 * 5 + 3 and all(0 < value < 100 for value in values)
+    # FC-CLIP; MAFT+ and Mask-Adapter; MaskCLIP++; OVSeg.
+    assert len(values) == 6 * 16 + (5 * 5 + 3) + 49 + 2 * 5 and all(0 < value < 100 for value in values)
     assert ZOO["fcclip-convnext-large"].published["ade20k-150"] == {"pq": 26.8, "ap": 16.8, "miou": 34.1}
     assert ZOO["fcclip-rn50"].published["voc-20"] == {"miou": 89.5}
     assert ZOO["maftplus-large"].published["context-459"] == {"miou": 21.6}
