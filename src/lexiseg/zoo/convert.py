@@ -14,7 +14,7 @@ from torch import Tensor
 from lexiseg.images import Canvas
 from lexiseg.proposals.fcclip import fcclip_generator
 from lexiseg.proposals.maskformer import maskformer_generator
-from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary
+from lexiseg.vocabulary import Vocabulary, VocabularyError
 from lexiseg.weights import fcclip as fcclip_layout
 from lexiseg.weights import maftplus as maftplus_layout
 from lexiseg.weights import mask_adapter as adapter_layout
@@ -427,19 +427,11 @@ def published_entry(builder: str, arguments: Mapping[str, Any], panoptic: bool =
 
 
 def read_training_phrases(file: str | Path) -> list[str]:
-    """The phrases of a class list in the official format: a class per line, its words separated by commas.
-
-    A number and a colon before the words are dropped. The splitting rule is the vocabulary's own.
-    """
-    path = Path(file)
-    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
-        raise ConversionError(f"{path}: no class list: a text file with one class per line is needed")
+    """The phrases of a class list in the official format (see `Vocabulary.from_class_list`)."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConversionError(f"{path}: not a text file in UTF-8") from error
-    words = [line.partition(":")[2] if line.partition(":")[0].strip().isdigit() else line for line in lines if line]
-    return list(Vocabulary.from_comma_format(words).phrases)
+        return list(Vocabulary.from_class_list(file).phrases)
+    except VocabularyError as error:
+        raise ConversionError(f"no class list: {error}") from None
 
 
 def card(entry: Entry | None, title: str, paper: str, file: Path) -> dict[str, Any]:
