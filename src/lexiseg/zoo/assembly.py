@@ -47,6 +47,10 @@ SYSTEMS: dict[str, Callable[..., System]] = {
 """The builders this module fills."""
 
 
+MAFTPLUS_QUERIES = 100
+"""FC-CLIP's generators have 250."""
+
+
 @dataclass(frozen=True)
 class Assembled:
     """A whole model as plain tensors and settings."""
@@ -193,10 +197,10 @@ def _read_generator(
     described = {name: value for name, value in vars(found).items() if isinstance(value, int)}
     arguments = {"generator_tower": tower, **_sizes(described, maskclip_pp, fcclip_generator)}
     text = {f"query_text.{name}": s for name, s in shapes_of(build_text_encoder(tower).state_dict()).items()}
-    order = maftplus_layout.norm_order(source)
     # What is left of a MAFT+ file without its own classifier still tells that its CLIP was tuned: its 100 queries.
-    tuned = maftplus_layout.is_official(source) or order is not None or found.num_queries == 100
-    return _Generator(source, "maskclip_pp", arguments, text, order == "before_sum" if tuned else None)
+    tuned = maftplus_layout.is_official(source) or found.num_queries == MAFTPLUS_QUERIES
+    panoptic = maftplus_layout.norm_order(source) == "before_sum" if tuned else None
+    return _Generator(source, "maskclip_pp", arguments, text, panoptic)
 
 
 def _completed(source: Mapping[str, Tensor], clips: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

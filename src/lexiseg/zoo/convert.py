@@ -333,7 +333,7 @@ def _save_assembled(
         templates=templates,
         mix_templates=False,
         query=None if query is None else Query(query, assembled.query_text),
-        own_classes=COCO_CLASSES if assembled.builder == "maskclip_pp_mask2former" else (),
+        own_classes=_own_classes(assembled),
         canvas=assembled.canvas,
         outputs=assembled.outputs,
         training_phrases=list(words if training_phrases is None else training_phrases),
@@ -352,6 +352,13 @@ def _save_assembled(
         fresh={name: reason for _, account in parts for name, reason in account.fresh.items()},
         parameters=sum(tensor.numel() for state in states for tensor in state.values()),
     )
+
+
+def _own_classes(assembled: Assembled) -> tuple[str, ...]:
+    """The classes of a generator trained on COCO panoptic; of another list only the probability of void is of use."""
+    if assembled.builder != "maskclip_pp_mask2former" or "num_classes" in assembled.arguments:
+        return ()
+    return COCO_CLASSES
 
 
 def _with_base(file: Path, source: dict[str, Tensor], base: Path | None) -> dict[str, Tensor]:
