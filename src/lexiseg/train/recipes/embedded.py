@@ -116,7 +116,7 @@ def measure_fusions(
             masks = proposals.mask_logits
             region_logits = system.scorer(regions := system.embedder(images, features, masks), bank)
             # What `postprocess.semantic` does, with the masks brought to size once for all fusions.
-            probs = torch.cat([part for _, part in postprocess.mask_strips(masks[0], frame, True)], dim=1)
+            probs = torch.cat([part for _, part in postprocess.mask_strips(masks[0], frame, "canvas")], dim=1)
             for key, fuse in ways.items():
                 scores = fuse(proposals, region_logits, regions.valid, bank)
                 labels = torch.einsum("qk,qhw->khw", scores.class_probs[0], probs).argmax(0)
@@ -141,7 +141,7 @@ def mask_recall(
         images = canvas([Photo(np.asarray(photo.image), "")])
         frame = postprocess.Frame(images.canvas_hw, images.sizes_hw[0], images.original_hw[0])
         masks = system.generator(images, system.encoder(images), bank).mask_logits[0]
-        probs = torch.cat([part for _, part in postprocess.mask_strips(masks, frame, True)], dim=1)
+        probs = torch.cat([part for _, part in postprocess.mask_strips(masks, frame, "canvas")], dim=1)
         found = (probs > 0.5) & torch.from_numpy(ids != UNKNOWN)
         for number in range(1, len(photo.classes) + 1):
             inside = torch.from_numpy(ids == number)

@@ -146,7 +146,7 @@ def embeds_and_logits(
     embeds = parts.embedder.embed(features, parts.embedder.adapter(dense, masks))
     rows, class_of, columns = region_rows(parts.scorer, text, void, dense)
     with torch.autocast(rows.device.type, enabled=False):
-        scale = parts.scorer.logit_scale.float()
+        scale = torch.as_tensor(parts.scorer.logit_scale, device=rows.device).float()
         return embeds, text_logits(embeds.float(), rows.float(), class_of, columns, scale)
 
 
