@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 from lexiseg.apps.cli import app
 from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly, RegionWithVoid
 from lexiseg.zoo.loading import load
+from lexiseg.zoo.model_folder import Model
+from tests.eva_towers import EVA_TOWERS
 from tests.proposals.tiny_transformers import tiny_eomt, tiny_mask2former, tiny_sam, tiny_sam2, tiny_sam3
 from tests.zoo.toy_folders import toy_model, toy_open_clip
 
@@ -32,6 +34,7 @@ CLASSIFIERS = {
     "MAFT+": "maftplus",
     "Mask-Adapter on FC-CLIP": "mask_adapter_fcclip",
     "Mask-Adapter on MAFT+": "mask_adapter_maftplus",
+    "MaskCLIP++ (with its ensemble)": "maskclip_pp",
     "clustered": "clustered",
     "a CLIP alone (open_clip)": "open_clip",
 }
@@ -77,6 +80,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ("fcclip", "maftplus", "mask_adapter_fcclip", "mask_adapter_maftplus", "clustered")
         )
     }
+    made["maskclip_pp"] = toy_model(root / "maskclip_pp", "maskclip_pp", EVA_TOWERS["eva02"], seed=8)
     made["resnet"] = toy_model(root / "resnet", "fcclip", "resnet", seed=9)
     made["open_clip"] = toy_open_clip(root / "open_clip", seed=10)
     for make in (tiny_mask2former, tiny_eomt, tiny_sam, tiny_sam2, tiny_sam3):
@@ -165,11 +169,19 @@ def test_every_combination_runs(
     parts: dict[str, Path],
     photo: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    loaded: list[Model] = []
+
+    def look_on(*arguments: Any) -> Model:
+        loaded.append(load(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr("lexiseg.segmenter.load", look_on)
     folder = built(parts, CLASSIFIERS[row], GENERATORS[column], tmp_path / "pair")
     check(folder, photo, tmp_path / "out", task, given=column == "given masks")
     # Any model names given masks, composed for it or not, and then its own fusion has no part in it.
-    found = "CLIP" if column == "given masks" else verdict(load(folder).system.fuse)
+    found = "CLIP" if column == "given masks" else verdict(loaded[-1].system.fuse)
     assert table[row, column] == found, f"docs/combinations.md: {row}, {column}"
 
 
