@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lexiseg.images import Canvas
 from lexiseg.zoo.fcclip import text_encoder
-from lexiseg.zoo.model_folder import BUILDERS, save_model_folder
+from lexiseg.zoo.model_folder import BUILDERS, Query, save_model_folder
 from tests.zoo.conftest import GENERATOR, TOWERS
 
 ADAPTER = {"adapter_width": 16, "adapter_mask_width": 8, "adapter_maps": 2}
@@ -19,6 +19,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "maftplus": {**GENERATOR, "transfer_heads": 2},
     "mask_adapter_fcclip": {**GENERATOR, **ADAPTER},
     "mask_adapter_maftplus": {**GENERATOR, **ADAPTER, "transfer_heads": 2},
+    "maskclip_pp": {
+        **GENERATOR,
+        "generator_tower": TOWERS["convnext linear"],
+        "short_edge": 56,
+        "mask_blocks": 2,
+        "num_templates": 1,
+        "alpha": 0.6,
+    },
     "clustered": {"clusters": 5},
 }
 """Builder -> arguments beside the tower."""
@@ -29,6 +37,8 @@ def toy_model(folder: Path, builder: str, tower: str | dict[str, Any] = "convnex
     torch.manual_seed(seed)
     config = TOWERS[tower] if isinstance(tower, str) else tower
     arguments = {"tower": config, **ARGUMENTS[builder]}
+    own = arguments.get("generator_tower")
+    query = None if own is None else Query("photo1", text_encoder(own, device="cpu"))
     return save_model_folder(
         folder,
         BUILDERS[builder].system(**arguments, device="cpu"),
@@ -36,6 +46,8 @@ def toy_model(folder: Path, builder: str, tower: str | dict[str, Any] = "convnex
         builder=builder,
         arguments=arguments,
         templates="photo1",
+        mix_templates=query is None,
+        query=query,
         canvas=Canvas(64, 96),
         training_phrases=["sky", "tree"],
         card={"title": f"toy {builder}"},
