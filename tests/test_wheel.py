@@ -128,8 +128,10 @@ def test_imports_without_extras(python: Path, tmp_path: Path) -> None:
 
 def test_segments_a_photo(wheel: Path, python: Path, china_photo: Path, tmp_path: Path) -> None:
     """The embedded model comes with the wheel and finds its way from words to files."""
-    if not any("zoo/embedded/street-tiny/model.safetensors" in name for name in zipfile.ZipFile(wheel).namelist()):
+    files = zipfile.ZipFile(wheel).namelist()
+    if not any("zoo/embedded/street-tiny/model.safetensors" in name for name in files):
         pytest.skip("this checkout carries no embedded model")
+    assert not any("outdoor-tiny" in name for name in files)
     words = "sky, tree, building | temple, lake | water"
     program = str(python.with_name("lexiseg"))
     output = run(python, program, "segment", str(china_photo), "--classes", words, "--out", "out", cwd=tmp_path)

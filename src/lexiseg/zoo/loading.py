@@ -190,8 +190,8 @@ def _find_entry(name: str, offline: bool | None) -> Source:
         folder = EMBEDDED / source.folder
         if not folder.is_dir():
             raise UnknownModelError(
-                f"{name}: its weights are not in this installation. "
-                f"Make them: lexiseg train {name} --data DIR --out RUN, then load RUN/model"
+                f"{name}: its weights are not in this installation: wheels carry street-tiny alone. Install from a "
+                f"checkout, or make them: lexiseg train {name} --data DIR --out RUN, then load RUN/model"
             )
         return _local("lexiseg", folder, name, siblings=True)
     folder = converted_folder(name)
