@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from procedural_weights import checkpoint, fill
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,12 +24,26 @@ from lexiseg.clip.text import TextEncoder, tokenize
 from lexiseg.clip.vit import MaskPromptedTransformer
 from lexiseg.geometry import resize
 from lexiseg.images import Canvas, Photo
+from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD, normalise
 from lexiseg.layers.positions import sine_positions
 from lexiseg.layers.text_logits import template_mean, text_logits
+from lexiseg.metrics.semantic import (
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    frequency_weighted_iou,
+    mean_accuracy,
+    mean_iou,
+    pixel_accuracy,
+)
 from lexiseg.postprocess import Frame
 from lexiseg.regions.crops import Crop, MaskedCrops, boxes_of
 from lexiseg.scoring.fusion import PowerProduct, RegionOnly
 from lexiseg.system import System
+from lexiseg.train.clip_adaptation import centre_view, contrastive_loss, shown_part
+from lexiseg.train.loop import cosine
+from lexiseg.train.maskformer import PixelCriterion, PixelMatcher, schedule
+from lexiseg.train.matcher import SegmentTargets
 from lexiseg.types import Images, Proposals, Scores, TextBank
 from lexiseg.vocabulary import TEMPLATES, make_prompts
 from lexiseg.weights import ovseg as layout
@@ -62,6 +77,14 @@ def run(case: Case, arrays: Arrays, folder: Path) -> Values | None:
         return prompts(case, arrays)
     if {"mask_cls_logits", "clip_logits"} <= inputs:
         return fusions(arrays, outputs)
+    if {"gt", "pred"} <= inputs:
+        return evaluation(case, arrays)
+    if {"pred_masks", "labels0"} <= inputs:
+        return generator_losses(arrays)
+    if "cosine_steps" in inputs:
+        return clip_training(case, arrays)
+    if "mask_native" in outputs:
+        return stored_region(case, arrays)
     if {"class_probs", "masks"} <= inputs:
         return granularities(arrays, outputs)
     if "config" in case and inputs == {"image"}:
@@ -194,6 +217,77 @@ def granularities(arrays: Arrays, outputs: set[str]) -> Values:
     return {
         name: blank(postprocess.painted(masks, probs, frame, granularity=int(name[-3:]) / 100).labels)
         for name in outputs
+    }
+
+
+def evaluation(case: Case, arrays: Arrays) -> Values:
+    """Section 4, in per cent; the stored counts have a column for what the metrics leave out, here one more class."""
+    classes, ignore = (int(re.search(pattern, case["run"])[1]) for pattern in (r"(\d+) classes", r"ignore (\d+)"))
+    truth, prediction = (torch.from_numpy(arrays[name]) for name in ("gt", "pred"))
+    whole = confusion_matrix(prediction, torch.where(truth == ignore, classes, truth), classes + 1, ignore)
+    counts = confusion_matrix(prediction, truth, classes, ignore)
+    figures = {
+        "mIoU": mean_iou(counts, "gt_or_pred"),
+        "fwIoU": frequency_weighted_iou(counts),
+        "mACC": mean_accuracy(counts),
+        "pACC": pixel_accuracy(counts),
+    }
+    per_class = {"IoU": class_iou(counts), "ACC": class_accuracy(counts)}
+    return {
+        "confusion": whole[: classes + 1].numpy(),
+        **{name: np.asarray(100 * value) for name, value in figures.items()},
+        **{name: 100 * value.numpy() for name, value in per_class.items()},
+    }
+
+
+def generator_losses(arrays: Arrays) -> Values:
+    """Section 3.1: costs and pairs of the output, losses of all layers."""
+    logits, masks = (torch.from_numpy(arrays[name]) for name in ("pred_logits", "pred_masks"))
+    count = sum(1 for name in arrays if name.startswith("labels"))
+    targets = [
+        SegmentTargets(torch.from_numpy(arrays[f"labels{i}"]), torch.from_numpy(arrays[f"masks{i}"]))
+        for i in range(count)
+    ]
+    criterion = PixelCriterion()
+    new: Values = {}
+    for i, target in enumerate(targets):
+        own = masks[-1, i], logits[-1, i], target
+        for name in ("mask", "dice", "class"):
+            weights = {f"{part}_weight": float(part == name) for part in ("mask", "dice", "class")}
+            new[f"cost_{name}{i}"] = PixelMatcher(**weights).cost(*own).numpy()
+        new[f"cost{i}"] = criterion.matcher.cost(*own).numpy()
+        matches = criterion.matcher(*own, nothing_drawn)
+        new |= {f"match_query{i}": matches.proposals.numpy(), f"match_target{i}": matches.targets.numpy()}
+    layers = [Proposals(m, c) for m, c in zip(masks, logits, strict=True)]
+    return new | {name: loss.numpy() for name, loss in criterion(layers, targets, nothing_drawn).items()}
+
+
+def nothing_drawn(shape: tuple[int, ...]) -> Tensor:
+    raise AssertionError(f"numbers of shape {shape} were drawn")
+
+
+def clip_training(case: Case, arrays: Arrays) -> Values:
+    """Section 3.3's loss and schedule, 3.1's schedule; their settings are in the words of the case."""
+    images, words, factor = (torch.from_numpy(arrays[n]) for n in ("image_features", "text_features", "logit_scale"))
+    base, warmup, steps = re.search(r"base ([\d.]*\d), warm-up (\d+), (\d+) steps", case["run"]).groups()
+    poly_base, poly_steps = re.search(r"base ([\d.e-]*\d), (\d+) iterations", case["run"]).groups()
+    rates = [float(base) * cosine(int(step), int(steps), int(warmup)) for step in arrays["cosine_steps"]]
+    poly = [float(poly_base) * schedule(int(step), int(poly_steps)) for step in arrays["poly_steps"]]
+    loss = contrastive_loss(images, words, factor)
+    return {"loss": loss.numpy(), "cosine_lr": np.array(rates), "poly_lr": np.array(poly)}
+
+
+def stored_region(case: Case, arrays: Arrays) -> Values:
+    """Section 3.4: the mask in a region's colours, before and after it is brought to size."""
+    side = int(re.search(r"at size (\d+)", case["run"])[1])
+    view = centre_view(Image.fromarray(arrays["image"]), side)
+    picture = one_picture(torch.from_numpy(view.copy()).permute(2, 0, 1).float())
+    pixels = normalise(picture, CLIP_MEAN, CLIP_STD)[0].numpy()
+    return {
+        "mask_native": shown_part(arrays["image"]).astype(np.uint8),
+        "eval_image": pixels,
+        "eval_mask": shown_part(view).astype(np.uint8),
+        "eval_image_nomask": pixels,
     }
 
 
