@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lexiseg.images import Canvas, ImageError, ImageLimits, Photo, find_images, read_image
+from lexiseg.images import Canvas, ImageError, ImageLimits, Photo, find_images, looks, read_image
 
 
 def gradient(height: int = 24, width: int = 32) -> np.ndarray:
@@ -361,3 +361,17 @@ def test_canvas_may_resize_twice() -> None:
     plain = torch.nn.functional.interpolate(once(photos[:1]).pixels[..., :40, :53], size=(64, 84), mode="bilinear")
     torch.testing.assert_close(images.pixels[:1, :, :64, :84], plain)
     assert Canvas(40, 300, 32, second_short_edge=40)(photos).unscaled is None  # it has the size already
+
+
+def test_looks_at_several_sizes_and_in_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexiseg.images.LOOKS", (32, 64))
+    photo = read_image(gradient(24, 40))
+    canvas = Canvas(short_edge=48, long_edge=300)
+    found = list(looks(canvas, photo))
+    assert [mirrored for _, mirrored in found] == [False, True, False, True]
+    assert [images.sizes_hw for images, _ in found] == [((32, 53),)] * 2 + [((64, 107),)] * 2
+    assert all(images.original_hw == ((24, 40),) for images, _ in found)
+    plain, mirror = found[0][0].pixels[..., :32, :53], found[1][0].pixels[..., :32, :53]
+    assert torch.equal(mirror, plain.flip(-1)) and not torch.equal(mirror, plain)
+    again = Canvas(short_edge=32, long_edge=4000).resize(read_image(canvas.resize(photo)))
+    assert torch.equal(plain[0], torch.from_numpy(np.array(again)).permute(2, 0, 1).float())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lexiseg import postprocess
 from lexiseg.geometry import resize
-from lexiseg.postprocess import NO_CLASS, Frame, masks_that_paint, painted
+from lexiseg.postprocess import NO_CLASS, Frame, SemanticView, masks_that_paint, painted
 from lexiseg.types import SigmoidAt
 
 FRAMES = [
@@ -58,6 +58,31 @@ def test_semantic_in_strips_is_the_dense_arg_max(
         assert segment.area == int(region.sum())
         mean = scores[:, region].mean(1)
         torch.testing.assert_close(segment.class_scores, mean / mean.sum(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sigmoid_at", "queries"), [("canvas", 9), ("grid", 9), ("grid", 30)])
+def test_the_mean_of_several_looks(strips: None, sigmoid_at: SigmoidAt, queries: int) -> None:
+    output = FRAMES[0].output_hw
+    frames = [FRAMES[0], Frame((96, 64), (80, 64), output), Frame((32, 32), (32, 20), output)]
+    looks, scores = [], []
+    for number, frame in enumerate(frames):
+        mask_logits, probs = random_case(queries + number)
+        looks.append(SemanticView(mask_logits, probs[:, :-1], frame, mirrored=number == 1))
+        dense = torch.einsum("qk,qhw->khw", probs[:, :-1], dense_probs(mask_logits, frame, sigmoid_at))
+        scores.append(dense.flip(-1) if number == 1 else dense)
+    mean = torch.stack(scores).mean(0)
+    result = postprocess.semantic_mean(looks, sigmoid_at)
+    margin = mean.topk(2, dim=0).values.diff(dim=0).abs()[0]
+    assert torch.equal(result.labels[margin > 1e-5], mean.argmax(0)[margin > 1e-5])
+    for segment in result.segments:
+        inside = mean[:, result.labels == segment.class_index].mean(1)
+        torch.testing.assert_close(segment.class_scores, inside / inside.sum(), rtol=1e-3, atol=1e-5)
+
+
+def test_one_look_is_the_plain_result() -> None:
+    mask_logits, probs = random_case()
+    alone = postprocess.semantic_mean([SemanticView(mask_logits, probs[:, :-1], FRAMES[0])])
+    assert torch.equal(alone.labels, postprocess.semantic(mask_logits, probs[:, :-1], FRAMES[0]).labels)
 
 
 def dense_panoptic(

@@ -52,6 +52,22 @@ def test_semantic(segmenter: Segmenter) -> None:
     assert result.model == "colours"
 
 
+def test_several_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mirror image is turned back: the colours are where they were."""
+    monkeypatch.setattr("lexiseg.images.LOOKS", (48, 96))
+    segmenter = Segmenter(colour_model(), "cpu", augmented=True)
+    result = segmenter(three_colours(), WORDS)
+    assert [int(result.label_map[30, x]) for x in (15, 45, 75)] == [0, 1, 2]
+    found = segmenter.predict(three_colours(), WORDS, ["semantic"])["semantic"]
+    assert np.array_equal(found.labels.numpy(), result.label_map)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="only the semantic task"):
+        segmenter(three_colours(), WORDS, "panoptic")
+    model = colour_model()
+    with pytest.raises(ValueError, match="leaves pixels out"):
+        partial = replace(model, outputs=model.outputs.model_copy(update={"least_cover": 0.1}))
+        Segmenter(partial, "cpu", augmented=True)
+
+
 def test_the_order_of_words_decides_the_indices(segmenter: Segmenter) -> None:
     result = segmenter(three_colours(), ["blue", "red"])
     assert result.label_map[0, 15] == 1

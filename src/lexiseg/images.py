@@ -100,8 +100,9 @@ class Canvas:
     long_edge: int = 1333
     multiple: int = 32
     second_short_edge: int | None = None
-    """Where this is given, the resized photo is resized once more, to this short edge whatever the long one, and without
-    antialiasing; towers with a size of their own take their view from what it was before. MaskCLIP++ was scored so."""
+    """Where this is given, the resized photo is resized once more, to this short edge whatever the long one, and
+    without antialiasing; towers with a size of their own take their view from what it was before. MaskCLIP++ was scored
+    so."""
 
     def resize(self, photo: Photo) -> np.ndarray:
         """uint8 [h, w, 3]: the short edge at `short_edge`, the long edge at most `long_edge`.
@@ -118,11 +119,33 @@ class Canvas:
         """The photos in one batch, padded with zeros to the right and below up to the largest of them."""
         if not photos:
             raise ValueError("a canvas needs at least one photo")
-        images = place([self.resize(photo) for photo in photos], [photo.size_hw for photo in photos], self.multiple)
+        return self.place([self.resize(photo) for photo in photos], [photo.size_hw for photo in photos])
+
+    def place(self, pictures: Sequence[np.ndarray], original_hw: Sequence[Size]) -> Images:
+        """Resized pictures, uint8 [h, w, 3], in one batch. original_hw: of the photos they were made of."""
+        images = place(pictures, original_hw, self.multiple)
         if self.second_short_edge is None:
             return images
         view = TowerView("short", self.second_short_edge, self.multiple)(images)
         return images if view.sizes_hw == images.sizes_hw else replace(view, unscaled=images)
+
+
+LOOKS = tuple(range(400, 1201, 100))
+"""Short edges of the looks at a photo; at most 4000 long."""
+
+
+def looks(canvas: Canvas, photo: Photo) -> Iterator[tuple[Images, bool]]:
+    """A photo at several sizes, each as it is and mirrored: (picture, whether it is mirrored).
+
+    Test-time augmentation as detectron2 has it: what the canvas has made of the photo is resized again, from its 8-bit
+    values, to each of `LOOKS`.
+    """
+    first = Photo(canvas.resize(photo), photo.name)
+    for short_edge in LOOKS:
+        again = replace(canvas, short_edge=short_edge, long_edge=4000)
+        rgb = again.resize(first)
+        for mirrored in (False, True):
+            yield again.place([rgb[:, ::-1] if mirrored else rgb], [photo.size_hw]), mirrored
 
 
 def place(pictures: Sequence[np.ndarray], original_hw: Sequence[Size], multiple: int = 32) -> Images:

@@ -10,7 +10,7 @@ themselves everywhere here: nothing is resized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,31 +42,36 @@ class Frame:
     """The size of the output."""
 
 
-def mask_strips(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt) -> Iterator[tuple[int, Tensor]]:
-    """mask_logits [Q, h, w] -> (first row, mask probabilities [Q, n, W]) of successive strips of the output."""
+def mask_strips(
+    mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt, step: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """mask_logits [Q, h, w] -> (first row, mask probabilities [Q, n, W]) of successive strips of the output.
+
+    step: rows of a strip, chosen by memory unless given.
+    """
     if mask_logits.dtype == torch.bool:
         if tuple(mask_logits.shape[-2:]) != frame.output_hw:
             shown = f"{list(mask_logits.shape[-2:])} on an output of {list(frame.output_hw)}"
             raise ValueError(f"hard masks of {shown}")
         height = frame.output_hw[0]
-        step = _strip_height(mask_logits, frame)
+        step = step or _strip_height(mask_logits, frame)
         for start in range(0, height, step):
             yield start, mask_logits[:, start : start + step].float()
     elif sigmoid_at == "grid":
-        yield from _strips(mask_logits.sigmoid(), frame)
+        yield from _strips(mask_logits.sigmoid(), frame, step)
     elif sigmoid_at == "canvas":
-        yield from _strips(mask_logits, frame, between=torch.sigmoid)
+        yield from _strips(mask_logits, frame, step, between=torch.sigmoid)
     else:
-        yield from ((start, rows.sigmoid()) for start, rows in _strips(mask_logits, frame))
+        yield from ((start, rows.sigmoid()) for start, rows in _strips(mask_logits, frame, step))
 
 
 def _strips(
-    maps: Tensor, frame: Frame, between: Callable[[Tensor], Tensor] = lambda rows: rows
+    maps: Tensor, frame: Frame, step: int | None = None, between: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> Iterator[tuple[int, Tensor]]:
     """maps [N, h, w] -> (first row, [N, n, W]) of successive strips of the output; between: applied on the canvas."""
     to_canvas = RowResize((maps.shape[-2], maps.shape[-1]), frame.canvas_hw)
     to_output = RowResize(frame.picture_hw, frame.output_hw)
-    height, step = frame.output_hw[0], _strip_height(maps, frame)
+    height, step = frame.output_hw[0], step or _strip_height(maps, frame)
     for start in range(0, height, step):
         stop = min(start + step, height)
         first, last = to_output.needs(start, stop)
@@ -137,14 +142,64 @@ def semantic(
             else:
                 sums.index_add_(1, best, part)
             labels[start * width + first : start * width + first + part.shape[1]] = best
+    return _semantic_map(labels.view(height, width), sums.t() if maps is not None else sums.t() @ class_probs)
+
+
+@dataclass(frozen=True)
+class SemanticView:
+    """What one look at a photo says about the classes of its pixels."""
+
+    mask_logits: Tensor
+    """[Q, h, w]."""
+    class_probs: Tensor
+    """[Q, K]."""
+    frame: Frame
+    """All looks at a photo have the same output."""
+    mirrored: bool = False
+    """The look was at its mirror image."""
+
+
+def semantic_mean(views: Sequence[SemanticView], sigmoid_at: SigmoidAt = "canvas") -> SemanticMap:
+    """`semantic` on the mean of the class scores of several looks at a photo; one, or more.
+
+    Test-time augmentation as detectron2 has it. Masks of all looks are held at once, on their small grids.
+    """
+    height, width = views[0].frame.output_hw
+    num_classes = views[0].class_probs.shape[1]
+    largest = max(max(num_classes, len(view.mask_logits)) for view in views)
+    step = max(1, STRIP_FLOATS // (largest * width))
+    labels = torch.empty(height, width, dtype=torch.long, device=views[0].class_probs.device)
+    sums = views[0].class_probs.new_zeros(num_classes, num_classes)
+    for parts in zip(*(_score_strips(view, sigmoid_at, step) for view in views), strict=True):
+        total = torch.stack([scores for _, scores in parts]).mean(0)  # [K, n, W]
+        start, best = parts[0][0], total.argmax(0)
+        labels[start : start + len(best)] = best
+        sums.index_add_(1, best.flatten(), total.flatten(1))
+    return _semantic_map(labels, sums.t())
+
+
+def _score_strips(view: SemanticView, sigmoid_at: SigmoidAt, step: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, class scores [K, n, W]) of successive strips, the right way round."""
+    maps = _class_maps(view.mask_logits, view.class_probs, sigmoid_at)
+    if maps is not None:
+        strips = _strips(maps, view.frame, step)
+    else:
+        weights = view.class_probs.t().contiguous()
+        masks = mask_strips(view.mask_logits, view.frame, sigmoid_at, step)
+        strips = ((start, torch.einsum("kq,qhw->khw", weights, probs)) for start, probs in masks)
+    return ((start, scores.flip(-1) if view.mirrored else scores) for start, scores in strips)
+
+
+def _semantic_map(labels: Tensor, class_scores: Tensor) -> SemanticMap:
+    """labels [H, W], class_scores [class of the segment, K] summed over its pixels."""
+    num_classes = class_scores.shape[1]
     areas = torch.bincount(labels[labels != NO_CLASS], minlength=num_classes)
-    class_scores = sums.t() if maps is not None else sums.t() @ class_probs  # [class of the segment, K]
     class_scores = class_scores / class_scores.sum(-1, keepdim=True).clamp_min(1e-12)
     segments = tuple(
         Segment(k, float(class_scores[k, k]), int(areas[k]), class_scores[k])
         for k in areas.nonzero().flatten().tolist()
     )
-    return SemanticMap(labels=labels.view(height, width), segments=segments)
+    return SemanticMap(labels=labels, segments=segments)
 
 
 def masks_that_paint(class_probs: Tensor, granularity: float = 1.0, competing: int = 0) -> Tensor:

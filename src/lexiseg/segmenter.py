@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lexiseg import postprocess
-from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, read_image
+from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
 from lexiseg.mask_input import MaskInput, PhotoMasks, read_masks
 from lexiseg.postprocess import Frame
 from lexiseg.proposals.given_masks import GivenMasks, with_given_masks
@@ -60,7 +60,14 @@ class Segmenter:
         limits: ImageLimits | None = None,
         *,
         skip_decided: bool = False,
+        augmented: bool = False,
     ) -> None:
+        """augmented: the semantic outcome is the mean of 18 looks at each photo, at nine sizes and mirrored, as some
+        numbers were published; it takes as many times longer."""
+        if skip_decided and augmented:
+            raise ValueError("skip_decided and augmented: only one look at a photo can be spared a part of the work")
+        if augmented and (model.outputs.least_cover > 0 or model.outputs.paint_threshold is not None):
+            raise ValueError(f"{model.name}: augmented needs scores at every pixel, but this model leaves pixels out")
         if skip_decided and not can_select(model.system):
             raise ValueError(
                 f"{model.name}: skip_decided is for models with a Mask-Adapter whose generator tells void; the "
@@ -69,6 +76,7 @@ class Segmenter:
         self.model = model
         self.limits = limits or ImageLimits()
         self.skip_decided = skip_decided
+        self.augmented = augmented
         self._naming = naming_system(model.system)
         self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
         self.device = torch.device("cpu")
@@ -82,18 +90,20 @@ class Segmenter:
         limits: ImageLimits | None = None,
         *,
         skip_decided: bool = False,
+        augmented: bool = False,
     ) -> Segmenter:
         """A model by its name (`lexiseg models` lists them), by its folder, or as "organisation/name" on the hub.
 
         device: "auto" takes CUDA, then Apple's MPS, then the CPU. limits: how large a picture may be. skip_decided: of
         a model with a Mask-Adapter, proposals that cannot change the outcome are not computed (see
-        `lexiseg.selection`); in a semantic result the scores of segments are then told from the others.
+        `lexiseg.selection`); in a semantic result the scores of segments are then told from the others. augmented:
+        see the constructor.
         """
         chosen = pick_device(device)
         name = model if isinstance(model, str) else Path(model)
         loaded = load(name, chosen)
         log.info("%s on %s", loaded.name, chosen)
-        return cls(loaded, chosen, limits, skip_decided=skip_decided)
+        return cls(loaded, chosen, limits, skip_decided=skip_decided, augmented=augmented)
 
     @classmethod
     def compose(
@@ -221,6 +231,8 @@ class Segmenter:
     ) -> _Question:
         if task not in TASKS:
             raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
+        if self.augmented and (task != "semantic" or masks_given):
+            raise ValueError("several looks at a photo are averaged pixel by pixel: only the semantic task has that")
         if isinstance(self.model.system.generator, GivenMasks) and not masks_given:
             raise ValueError(f"{self.model.name} draws no masks of its own: give the photos' masks (masks=, --masks)")
         likely = INSTANCE_MIN_SCORE if task == "instance" and not masks_given else 0.0
@@ -245,13 +257,14 @@ class Segmenter:
 
     @torch.inference_mode()
     def _segment(self, photo: Photo, question: _Question, masks: MaskInput | PhotoMasks | None) -> Result:
-        images = self.model.canvas([photo])
         ids = None
         if question.masks_given:
             given = read_masks(cast(MaskInput, masks), photo, self.limits)
-            prediction, ids = self._named(images, given, question), given.ids
+            prediction, ids = self._named(self.model.canvas([photo]), given, question), given.ids
+        elif self.augmented:
+            prediction = self._found_by_looks(photo, question)
         else:
-            prediction = self._found(images.to(self.device), question)
+            prediction = self._found(self.model.canvas([photo]).to(self.device), question)
         return make_result(
             prediction,
             question.vocabulary,
@@ -271,7 +284,10 @@ class Segmenter:
         the published settings with all outputs do.
         """
         questions = [self._prepare(words, task, False, None, masks_given=False) for task in tasks]
-        images = self.model.canvas([read_image(image, self.limits)]).to(self.device)
+        photo = read_image(image, self.limits)
+        if self.augmented:
+            return {question.task: self._found_by_looks(photo, question) for question in questions}
+        images = self.model.canvas([photo]).to(self.device)
         frame = _frame(images)
         outcomes: dict[Task, Prediction] = {}
         scored = None
@@ -297,6 +313,16 @@ class Segmenter:
         """What the masks of the model's own generator show."""
         frame = _frame(images)
         return self._outcome(self._scored(images, question, frame), question, frame, alone=True)
+
+    def _found_by_looks(self, photo: Photo, question: _Question) -> Prediction:
+        """The classes of the pixels by the mean of several looks."""
+        views = []
+        for images, mirrored in looks(self.model.canvas, photo):
+            images = images.to(self.device)
+            frame = _frame(images)
+            scored = self._scored(images, question, frame)
+            views.append(postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame, mirrored))
+        return postprocess.semantic_mean(views, self.model.outputs.sigmoid_at or "canvas")
 
     def _outcome(self, scored: _Scored, question: _Question, frame: Frame, alone: bool) -> Prediction:
         masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs

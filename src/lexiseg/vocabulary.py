@@ -160,7 +160,7 @@ class Vocabulary:
         for index, entry in enumerate(self.classes):
             for phrase in entry.phrases:
                 first.setdefault(phrase, index)
-        return [min((first.get(phrase, len(self)) for phrase in entry.phrases)) for entry in others.classes]
+        return [min(first.get(phrase, len(self)) for phrase in entry.phrases) for entry in others.classes]
 
     @classmethod
     def parse(

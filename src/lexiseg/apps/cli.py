@@ -92,6 +92,9 @@ def segment(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
     ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
+    ] = False,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
@@ -113,7 +116,7 @@ def segment(
     except OSError as error:
         _wrong(f"--out {out}: cannot be made ({error.strerror})")
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
-    segmenter = _segmenter(model, device, limits)
+    segmenter = _segmenter(model, device, limits, augment)
     try:
         stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
@@ -545,12 +548,12 @@ def _measured(name: str) -> list[str]:
     return lines
 
 
-def _segmenter(model: str, device: str, limits: Any) -> Segmenter:
+def _segmenter(model: str, device: str, limits: Any, augmented: bool = False) -> Segmenter:
     from lexiseg.segmenter import Segmenter
     from lexiseg.zoo.catalogue import ZOO, Embedded
 
     try:
-        segmenter = Segmenter.from_pretrained(model, device, limits)
+        segmenter = Segmenter.from_pretrained(model, device, limits, augmented=augmented)
     except (ValueError, OSError, RuntimeError) as error:
         _wrong(f"--model {model}: {error}" if model not in str(error) else str(error))
     entry = ZOO.get(model)

@@ -48,7 +48,9 @@ def candidate_of(segmenter: Segmenter) -> Candidate:
         predict=predict,
         classify_masks=segmenter.classify_masks,
         training_phrases=segmenter.model.training_phrases,
-        fingerprint=_fingerprint(segmenter.model.system, segmenter.model.fingerprint),
+        fingerprint=_fingerprint(
+            segmenter.model.system, segmenter.model.fingerprint + ("augmented" if segmenter.augmented else "")
+        ),
         device=str(segmenter.device),
     )
 

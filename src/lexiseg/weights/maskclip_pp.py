@@ -198,7 +198,7 @@ def words_ignored(prefix: str, with_scale: bool) -> tuple[Ignored, ...]:
 
 
 def with_clip(generator: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A generator without its CLIP, which was frozen, and that CLIP as open_clip publishes it: an FC-CLIP checkpoint."""
+    """A generator without its frozen CLIP, and that CLIP as open_clip publishes it -> an FC-CLIP checkpoint."""
     if fcclip.is_official(generator) or clip_prefix(clip) != "":
         raise ConversionError("needed are a generator without a CLIP, and a CLIP under open_clip's own names")
     return {**generator, **{CLIP + name: tensor for name, tensor in clip.items()}}
