@@ -69,6 +69,15 @@ def test_one_photo(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_several_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexiseg.images.LOOKS", (48,))
+    path = photo(tmp_path / "a.jpg")
+    assert segment(path, "--out", tmp_path / "results", "--augment").exit_code == 0
+    assert json.loads((tmp_path / "results" / "a.json").read_text())["segments"]
+    done = segment(path, "--out", tmp_path / "results", "--augment", "--task", "instance")
+    assert done.exit_code == 2 and "only the semantic task" in done.stderr
+
+
 @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
 def test_json(tmp_path: Path, task: str) -> None:
     paths = [photo(tmp_path / "a.jpg"), tmp_path / "missing.jpg", photo(tmp_path / "b.png")]
