@@ -26,6 +26,7 @@ from lexiseg.layers.mask_pooling import soft_mean
 from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD, normalise
 from lexiseg.layers.text_logits import best_of_phrases
 from lexiseg.metrics.mask_accuracy import class_masks, mask_accuracy, mask_confusion
+from lexiseg.metrics.upper_bound import coarse_iou
 from lexiseg.postprocess import Frame
 from lexiseg.proposals.closed_set import move_classes
 from lexiseg.regions.mask_tokens import MaskTokens
@@ -363,6 +364,11 @@ def accuracy(case: Case, arrays: Arrays) -> Values:
     }
 
 
+def proposal_bound(case: Case, arrays: Arrays) -> Values:
+    """Section 4.2, proposal upper bound."""
+    return {"iou": coarse_iou(torch.from_numpy(arrays["a"]), torch.from_numpy(arrays["b"])).numpy()}
+
+
 RUNNERS: tuple[tuple[set[str], set[str], Callable[[Case, Arrays], Values]], ...] = (
     ({"corrs", "t_embs", "p_embs"}, {"img_proj.weight"}, pseudo_text),
     ({"corrs", "mask2batch"}, {"corr_proj_in.0.weight"}, mix_of_templates),
@@ -377,6 +383,7 @@ RUNNERS: tuple[tuple[set[str], set[str], Callable[[Case, Arrays], Values]], ...]
     ({"generator_logits", "logits"}, set(), closed_ensemble),
     ({"mask_probs", "final_logits", "open_logits"}, set(), outputs),
     ({"gt", "pred_0", "overlap"}, set(), accuracy),
+    ({"a", "b"}, set(), proposal_bound),
     ({"masks"}, set(), mask_resize),
 )
 
