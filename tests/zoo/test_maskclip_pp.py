@@ -248,6 +248,9 @@ def test_a_changed_tensor_is_refused_with_its_name() -> None:
     for changed, says in ((kept, name), ({**kept, name: torch.zeros(7)}, r"\[7\] in the file")):
         with pytest.raises(ConversionError, match=says):
             assemble(changed, files["generator"], [files["clip"]], **told)
+    other = {**files["classifier"], "psm.corr_proj_in.0.weight": torch.zeros(768, 5)}
+    with pytest.raises(ConversionError, match="weighs 5 templates"):
+        assemble(other, files["generator"], [files["clip"]], **told)
     with pytest.raises(ConversionError, match="1 in the file, but not in the model"):
         assemble({**files["classifier"], "psm.more": torch.zeros(1)}, files["generator"], [files["clip"]], **told)
 

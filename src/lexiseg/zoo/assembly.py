@@ -35,6 +35,9 @@ SHORT_EDGES = {
 }
 """Tower -> the size at which the released classifier was scored. It is in no file."""
 
+TEMPLATE_SETS = {None: "fcclip14", 1: "photo1", 14: "fcclip14"}
+"""How many templates the similarity modelling weighs -> which; those that look at the picture were trained with 14."""
+
 GENERATOR_SHORT_EDGE = 800
 """What the generators look at, whatever was done to the photo before; only Swin-T takes the photo as it then is."""
 
@@ -114,6 +117,10 @@ def assemble(
     short_edge = short_edge or (SHORT_EDGES.get(tower) if isinstance(tower, str) else None)
     if short_edge is None:
         raise ConversionError(f"the size of the pictures that {tower} looks at is in no file; give it")
+    if found.num_templates not in TEMPLATE_SETS:
+        raise ConversionError(
+            f"weighs {found.num_templates} templates; which they are is in no file, only 1 and 14 are known"
+        )
     masks = _read_generator(generator, clips, generator_tower)
     stuff = (found.has_words or masks.panoptic is not None) if on_stuff is None else on_stuff
     arguments = {"tower": tower, **masks.arguments, "short_edge": short_edge, **_classifier_sizes(found)}
@@ -157,7 +164,7 @@ def assemble(
         text=text,
         query_text=None if shared or not query_text else query_text,
         query_templates="fcclip14" if query_text else None,
-        templates="photo1" if found.num_templates == 1 else "fcclip14",
+        templates=TEMPLATE_SETS[found.num_templates],
         canvas=_canvas(tower, masks, stuff),
         outputs=_outputs(masks, stuff),
         on_stuff=stuff,
