@@ -70,8 +70,8 @@ class Segmenter:
             raise ValueError(f"{model.name}: augmented needs scores at every pixel, but this model leaves pixels out")
         if skip_decided and not can_select(model.system):
             raise ValueError(
-                f"{model.name}: skip_decided is for models with a Mask-Adapter whose generator tells void; the "
-                "others score all proposals at once"
+                f"{model.name}: skip_decided is for models with a Mask-Adapter or masked crops whose generator tells "
+                "void; the others score all proposals at once"
             )
         self.model = model
         self.limits = limits or ImageLimits()

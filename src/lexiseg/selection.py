@@ -1,21 +1,24 @@
-"""Only those proposals of a model with a Mask-Adapter are scored that can matter for an output.
+"""Only those proposals are scored that can matter for an output, where every single one of them is expensive.
 
-The adapter is the most expensive part of such a model, and its cost is per proposal; yet before it runs, the
-generator has told how much of each proposal is void, which bounds every class score the proposal can have. Of the
-proposals that are left, `postprocess` makes what it makes of all: the same panoptic and instance results, and the same
-labels of a semantic one. What a semantic result says about the scores of a segment is told from those left.
+That is so with a Mask-Adapter and with masked crops, the most expensive parts of their models; yet before they run, the
+generator has told how much of each proposal is void, or how much it is of any class, which bounds every class score the
+proposal can have. Of the proposals that are left, `postprocess` makes what it makes of all: the same panoptic and
+instance results, and the same labels of a semantic one. What a semantic result says about the scores of a segment is
+told from those left.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lexiseg.postprocess import BLOCK_FLOATS, Frame, mask_strips
+from lexiseg.regions.crops import MaskedCrops
 from lexiseg.regions.mask_adapter import MaskAdapterPool
-from lexiseg.scoring.fusion import GeometricEnsemble, RegionWithVoid
+from lexiseg.scoring.fusion import GeometricEnsemble, PowerProduct, RegionWithVoid
 from lexiseg.system import System
 from lexiseg.types import Images, Proposals, Regions, Scores, SigmoidAt, TextBank
 
@@ -29,7 +32,18 @@ STEP = 16
 
 def can_select(system: System) -> bool:
     """Whether proposals of this system can be computed one by one, under bounds that the generator gives."""
-    return isinstance(system.embedder, MaskAdapterPool) and isinstance(system.fuse, GeometricEnsemble | RegionWithVoid)
+    bounded = isinstance(system.fuse, GeometricEnsemble | RegionWithVoid | PowerProduct)
+    return isinstance(system.embedder, MaskAdapterPool | MaskedCrops) and bounded
+
+
+def bounds_of(fuse: Any, class_probs: Tensor) -> Tensor:
+    """class_probs [Q, K + 1] of the generator, void last -> [Q]: no class score of a proposal is larger.
+
+    Products of powers may sum to more: a region classifier counts as certain of every class where it sees nothing.
+    """
+    if isinstance(fuse, PowerProduct):
+        return class_probs[:, :-1].amax(-1) ** (1 - fuse.weight)
+    return 1 - class_probs[:, -1]
 
 
 @dataclass(frozen=True)
@@ -53,17 +67,22 @@ class Selector:
 
     def __init__(self, system: System, images: Images, text: TextBank) -> None:
         """images: a single one."""
-        if not can_select(system) or system.encoder is None:
-            raise ValueError("proposals can be selected only where an adapter reads them and the generator tells void")
+        if not can_select(system):
+            raise ValueError(
+                "proposals can be selected only where an adapter or crops read them and the generator tells void"
+            )
         self.system, self.images, self.text = system, images, text
-        self.features = system.encoder(images)
+        self.features = system.encoder(images) if system.encoder is not None else None
         self.proposals: Proposals = system.generator(images, self.features, text)
         if self.proposals.class_logits is None:
             raise ValueError("proposals can be selected only where the generator tells void")
         masks, logits = self.proposals.mask_logits[0], self.proposals.class_logits[0]
         self.masks = masks  # [Q, h, w]
-        self.bounds = 1 - logits.softmax(-1)[:, -1] + SLACK
-        """[Q]: no class score of a proposal is larger, nor is their sum."""
+        probs = logits.softmax(-1)
+        self.bounds = bounds_of(system.fuse, probs) + SLACK
+        """[Q]: no class score of a proposal is larger."""
+        self.void = probs[:, -1]
+        """[Q]: what a class score must reach in a panoptic result."""
         self.class_probs = masks.new_zeros(len(masks), text.num_classes)
         """[Q, K], zero where nothing has been computed."""
         self.done = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
@@ -93,7 +112,7 @@ class Selector:
 def for_panoptic(selector: Selector, object_mask_threshold: float = 0.0) -> Selection:
     """Without the proposals that are void, or below the threshold, whatever their classes are."""
     bounds = selector.bounds
-    selector.score(((bounds >= 0.5) & (bounds > object_mask_threshold)).nonzero().flatten())
+    selector.score(((bounds >= selector.void) & (bounds > object_mask_threshold)).nonzero().flatten())
     return selector.selection()
 
 

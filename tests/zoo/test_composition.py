@@ -287,7 +287,9 @@ def test_pairs_that_cannot_work_are_refused_with_the_reason(parts: dict[str, Pat
         with pytest.raises(ValueError, match=words):
             compose_folder(tmp_path / "none", proposals, regions, **choices)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match="skip_decided is for models with a Mask-Adapter whose generator tells void"):
+    with pytest.raises(
+        ValueError, match="skip_decided is for models with a Mask-Adapter or masked crops whose generator tells void"
+    ):
         Segmenter.compose(parts["sam"], parts["adapter"], "cpu", skip_decided=True)
     with pytest.raises(CompositionError, match="this is the part itself"):
         compose_folder(composed, "given", composed / "regions")
