@@ -1,16 +1,20 @@
 """OVSeg assembled: small systems, their verdicts, and official checkpoints into model folders."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lexiseg.backbones.resnet import ResNet
 from lexiseg.backbones.swin import Swin
+from lexiseg.images import Canvas
 from lexiseg.scoring.fusion import PowerProduct, RegionOnly
+from lexiseg.segmenter import Segmenter
 from lexiseg.weights import ovseg as layout
-from lexiseg.weights.rules import source_name
+from lexiseg.weights.rules import ConversionError, source_name
 from lexiseg.zoo.convert import convert, convert_state, published_entry, recognise
 from lexiseg.zoo.fcclip import text_encoder
 from lexiseg.zoo.model_folder import load_folder
@@ -133,3 +137,64 @@ def test_backbones_by_name_and_by_size() -> None:
         assert build_backbone(RESNET).channels == (32, 64, 128, 256)
         with pytest.raises(ValueError, match="no backbone is called"):
             build_backbone("resnet50")
+
+
+def clip_of(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The CLIP of an official checkpoint as a file of its own."""
+    return {name.removeprefix(layout.CLIP): tensor for name, tensor in source.items() if name.startswith(layout.CLIP)}
+
+
+def test_an_adapted_clip_alone_names_given_masks(tmp_path: Path) -> None:
+    system, text = ovseg(TOWER, backbone=SWIN, device="cpu", **GENERATOR), text_encoder(TOWER, device="cpu")
+    state = {f"module.{name}": tensor for name, tensor in clip_of(official(system, text)).items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "clip.pt")
+    report = convert(tmp_path / "clip.pt", tmp_path / "out")
+    model = load_folder(tmp_path / "out")
+    assert report.layout == "ovseg-clip" and len(report.ignored) == 1
+    assert model.templates == ("a photo of {}",) and model.outputs.granularity == 0.8
+    assert model.system.embedder.tower.prompt_depth == 3
+    for name, tensor in system.embedder.state_dict().items():
+        assert torch.equal(model.system.embedder.state_dict()[name], tensor)
+
+    photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    masks = np.zeros((2, 48, 64), bool)
+    masks[0, :20], masks[1, 30:] = True, True
+    result = Segmenter(model, "cpu")(photo, "sky, grass", "instance", masks=masks)
+    assert [segment.label in ("sky", "grass") for segment in result.segments] == [True, True]
+
+
+def test_a_clip_trained_afterwards_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    before, after = (ovseg(TOWER, backbone=SWIN, device="cpu", **GENERATOR) for _ in range(2))
+    randomise(after, 5)
+    text = text_encoder(TOWER, device="cpu")
+    torch.save(official(before, text), tmp_path / "segmenter.pth")
+    trained = clip_of(official(after, text))
+    torch.save({"state_dict": trained}, tmp_path / "clip.pt")
+    convert(tmp_path / "segmenter.pth", tmp_path / "out", clips=[tmp_path / "clip.pt"])
+    model = load_folder(tmp_path / "out")
+    state, of_clip, of_generator = model.system.state_dict(), after.state_dict(), before.state_dict()
+    for name in state:
+        assert torch.equal(state[name], (of_clip if name.startswith("embedder.") else of_generator)[name]), name
+    assert model.card["joined_with"] == "clip.pt"
+
+    del trained["visual.mask_embedding"]
+    merged = layout.with_clip(official(before, text), trained)
+    assert layout.describe(merged)["prompt_depth"] == 0
+    trained["visual.proj"] = torch.zeros(64, 3)
+    with pytest.raises(ConversionError, match=r"1 have another shape \(visual.proj\)"):
+        layout.with_clip(official(before, text), trained)
+    with pytest.raises(ConversionError, match="needed are"):
+        layout.with_clip(trained, trained)
+
+
+@pytest.mark.parametrize("chosen", ["ovseg-large", "ovseg-large-words"])
+def test_from_the_front_door(chosen: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    system, text = ovseg(TOWER, backbone=SWIN, device="cpu", **GENERATOR), text_encoder(TOWER, device="cpu")
+    torch.save(official(system, text), tmp_path / "toy.pth")
+    convert(tmp_path / "toy.pth", tmp_path / "out", chosen)
+    model = replace(load_folder(tmp_path / "out"), canvas=Canvas(64, 96))
+    photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    result = Segmenter(model, "cpu")(photo, "sky, road | street, car")
+    assert result.label_map.shape == (40, 56)
+    assert set(np.unique(result.label_map)) <= ({0, 1, 2} if chosen == "ovseg-large" else {-1, 0, 1, 2})

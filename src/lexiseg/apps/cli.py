@@ -212,8 +212,8 @@ def convert(
         str,
         typer.Option(
             help="Whose checkpoint it is: auto, fcclip, maftplus-semantic, maftplus-panoptic, mask-adapter-fcclip, "
-            "mask-adapter-maftplus-base, mask-adapter-maftplus-large, maskclip-pp-coco-panoptic or "
-            "maskclip-pp-coco-stuff."
+            "mask-adapter-maftplus-base, mask-adapter-maftplus-large, maskclip-pp-coco-panoptic, "
+            "maskclip-pp-coco-stuff, ovseg-small, ovseg-large, ovseg-large-words or ovseg-clip."
         ),
     ] = "auto",
     base: Annotated[
@@ -226,7 +226,10 @@ def convert(
     ] = None,
     clip: Annotated[
         list[Path] | None,
-        typer.Option(help="For a MaskCLIP++ classifier: the CLIP it began with, for its words. May be repeated."),
+        typer.Option(
+            help="For a MaskCLIP++ classifier: the CLIP it began with, for its words; may be repeated. For OVSeg: a CLIP "
+            "in the place of that in the file."
+        ),
     ] = None,
     training_words: Annotated[
         Path | None, typer.Option(help="The official class list the model was trained with, to score as published.")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lexiseg.weights.mask2former import BACKBONE, DECODER, PIXEL_DECODER, describe_swin
-from lexiseg.weights.rules import Ignored, Rule, count_names, shape_of
+from lexiseg.weights.rules import ConversionError, Ignored, Rule, count_names, shape_of
 
 CLIP = "clip_adapter.clip_model."
 VISUAL = CLIP + "visual."
@@ -46,6 +46,13 @@ IGNORED = (
     Ignored(CLIP + "logit_scale", "the released models are scored with a constant factor of 100"),
 )
 
+CLIP_RULES = (Rule("visual.{*}", "embedder.tower.{*}"),)
+"""Of an adapted CLIP that was published alone, under OpenAI's own names."""
+
+CLIP_IGNORED = (Ignored("logit_scale", "the released models are scored with a constant factor of 100"),)
+
+PROMPTS = "visual.mask_embedding"
+
 BACKBONES: dict[tuple[int, ...], str] = {(3, 4, 23, 3): "resnet101c"}
 """Blocks of a ResNet -> its name, if its width is 64."""
 
@@ -64,6 +71,31 @@ def is_official(source: Mapping[str, Tensor]) -> bool:
     return all(any(name.startswith(part) for name in source) for part in (VISUAL, VOID, DECODER + "transformer."))
 
 
+def is_clip(source: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of one of OpenAI's transformers alone, adapted or not."""
+    return all(name in source for name in ("visual.class_embedding", "visual.ln_pre.weight", "token_embedding.weight"))
+
+
+def with_clip(segmenter: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole checkpoint with another CLIP in it: what training the parts one after the other ends with.
+
+    A CLIP without prompts makes a model without them: prompts belong to the CLIP that they were trained with.
+    """
+    if not is_official(segmenter) or not is_clip(clip):
+        raise ConversionError("needed are an OVSeg checkpoint and a CLIP under OpenAI's names")
+    kept = {name: tensor for name, tensor in segmenter.items() if name != CLIP + PROMPTS}
+    others = [name for name in clip if name != PROMPTS and CLIP + name not in kept]
+    differing = [name for name in clip if CLIP + name in kept and clip[name].shape != kept[CLIP + name].shape]
+    lacking = [name for name in kept if name.startswith(CLIP) and name.removeprefix(CLIP) not in clip]
+    if others or differing or lacking:
+        shown = ", ".join((others + differing + lacking)[:5])
+        raise ConversionError(
+            f"{len(others)} tensors of the CLIP are not in the checkpoint, {len(lacking)} of it not in the CLIP, and "
+            f"{len(differing)} have another shape ({shown}): this is another tower"
+        )
+    return kept | {CLIP + name: tensor for name, tensor in clip.items()}
+
+
 def has_swin(source: Mapping[str, Tensor]) -> bool:
     """Whether the generator's backbone is a Swin, as in the large model, and not a ResNet."""
     return BACKBONE + "patch_embed.proj.weight" in source
@@ -76,9 +108,8 @@ def describe(source: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     num_queries, decoder_width = shape_of(source, DECODER + "query_embed.weight", 2)
     return {
-        "tower": describe_tower(source),
+        **describe_clip(source, CLIP),
         "backbone": describe_backbone(source),
-        "prompt_depth": shape_of(source, VISUAL + "mask_embedding", 3)[0] if VISUAL + "mask_embedding" in source else 0,
         "width": shape_of(source, PIXEL_DECODER + "layer_4.weight")[0],
         "mask_width": shape_of(source, PIXEL_DECODER + "mask_features.weight")[0],
         "num_queries": num_queries,
@@ -89,13 +120,21 @@ def describe(source: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def describe_tower(source: Mapping[str, Tensor]) -> str | dict[str, Any]:
+def describe_clip(source: Mapping[str, Tensor], clip: str = "") -> dict[str, Any]:
+    """Tower and depth of the prompts of a CLIP whose names begin with `clip`."""
+    prompts = clip + PROMPTS
+    depth = shape_of(source, prompts, 3)[0] if prompts in source else 0
+    return {"tower": describe_tower(source, clip), "prompt_depth": depth}
+
+
+def describe_tower(source: Mapping[str, Tensor], clip: str = "") -> str | dict[str, Any]:
     """The CLIP: its open_clip name, or its configuration in open_clip's format."""
-    width, _, patch, _ = shape_of(source, VISUAL + "conv1.weight", 4)
-    side = patch * isqrt(shape_of(source, VISUAL + "positional_embedding", 2)[0] - 1)
-    layers = count_names(source, VISUAL + "transformer.resblocks.{}.ln_1.weight")
-    text_width, joint_width = shape_of(source, CLIP + "text_projection", 2)
-    text_layers = count_names(source, CLIP + "transformer.resblocks.{}.ln_1.weight")
+    visual = clip + "visual."
+    width, _, patch, _ = shape_of(source, visual + "conv1.weight", 4)
+    side = patch * isqrt(shape_of(source, visual + "positional_embedding", 2)[0] - 1)
+    layers = count_names(source, visual + "transformer.resblocks.{}.ln_1.weight")
+    text_width, joint_width = shape_of(source, clip + "text_projection", 2)
+    text_layers = count_names(source, clip + "transformer.resblocks.{}.ln_1.weight")
     named = TOWERS.get((width, layers, patch, side, joint_width, text_width, text_layers))
     if named is not None:
         return named
@@ -104,8 +143,8 @@ def describe_tower(source: Mapping[str, Tensor]) -> str | dict[str, Any]:
         "quick_gelu": True,
         "vision_cfg": {"image_size": side, "layers": layers, "width": width, "patch_size": patch},
         "text_cfg": {
-            "context_length": shape_of(source, CLIP + "positional_embedding", 2)[0],
-            "vocab_size": shape_of(source, CLIP + "token_embedding.weight", 2)[0],
+            "context_length": shape_of(source, clip + "positional_embedding", 2)[0],
+            "vocab_size": shape_of(source, clip + "token_embedding.weight", 2)[0],
             "width": text_width,
             "heads": text_width // HEAD_WIDTH,
             "layers": text_layers,

@@ -38,7 +38,14 @@ from lexiseg.zoo.loading import converted_folder
 from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
 from lexiseg.zoo.mask_adapter import CANVAS, FCCLIP_OVERLAP_THRESHOLD, MAFTPLUS_OVERLAP_THRESHOLD
 from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, Query, save_model_folder
-from lexiseg.zoo.ovseg import LARGE_CANVAS, SMALL_CANVAS, SMALL_THRESHOLD, USER_WORDS_THRESHOLD
+from lexiseg.zoo.ovseg import (
+    GIVEN_CANVAS,
+    GRANULARITY,
+    LARGE_CANVAS,
+    SMALL_CANVAS,
+    SMALL_THRESHOLD,
+    USER_WORDS_THRESHOLD,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class CheckpointLayout:
     tower are of FC-CLIP's kinds."""
     clip: str = fcclip_layout.CLIP
     """How the names of the text tower begin."""
+    templates: str | list[str] = "fcclip14"
 
 
 def _maftplus(title: str, norm_order: str, training_phrases: tuple[str, ...]) -> CheckpointLayout:
@@ -136,6 +144,10 @@ def _ovseg_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value != usual[name]}
 
 
+def _ovseg_clip_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: value for name, value in ovseg_layout.describe_clip(source).items() if value}
+
+
 CLASSIFIERS: dict[str, bool | None] = {
     "maskclip-pp": None,
     "maskclip-pp-coco-panoptic": False,
@@ -166,6 +178,21 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     "ovseg-large": _ovseg(large=True),
     # The same file, scored as with a user's own words.
     "ovseg-large-words": _ovseg(large=True, verdict="clip", threshold=USER_WORDS_THRESHOLD),
+    "ovseg-clip": CheckpointLayout(
+        title="OVSeg's CLIP alone",
+        paper=OVSEG_PAPER,
+        builder="ovseg_given",
+        recognises=ovseg_layout.is_clip,
+        rules=ovseg_layout.CLIP_RULES,
+        ignored=ovseg_layout.CLIP_IGNORED,
+        # As in the demonstration with SAM.
+        outputs=OutputSettings(paint_threshold=SMALL_THRESHOLD, granularity=GRANULARITY),
+        training_phrases=COCO_STUFF_PHRASES,
+        canvas=GIVEN_CANVAS,
+        describe=_ovseg_clip_sizes,
+        clip="",
+        templates=["a photo of {}"],
+    ),
     # Last: the others have its names, and more.
     "fcclip": CheckpointLayout("FC-CLIP", FCCLIP_PAPER, "fcclip", fcclip_layout.is_official),
 }
@@ -231,10 +258,10 @@ def convert(
     base: for an adapter after its first training stage, the checkpoint of the model it was made for; the two are
     joined, which is what the second stage starts from. generator, clips: for a classifier of masks, the file of the
     generator it is to stand behind and those of the CLIPs that neither file holds; without a generator it names masks
-    that are given. out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS or
-    CLASSIFIERS, or "auto". tower, sizes_of_classifier (see `assemble`): only for checkpoints whose tower is none of the
-    published ones. training_phrases: the words the model was trained with, where the user has the official list;
-    otherwise ours for COCO (see `coco_words`).
+    that are given. For OVSeg, one CLIP in the place of that in its file. out: None puts a published model where `load`
+    finds it by its name. layout: a name of LAYOUTS or CLASSIFIERS, or "auto". tower, sizes_of_classifier (see
+    `assemble`): only for checkpoints whose tower is none of the published ones. training_phrases: the words the model
+    was trained with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
     """
     file = Path(file)
     if layout not in ("auto", *LAYOUTS, *CLASSIFIERS):
@@ -255,16 +282,20 @@ def convert(
         return _save_assembled(assembled, files, out, training_phrases)
     if layout in CLASSIFIERS:
         raise ConversionError(f"{file}: not a MaskCLIP++ checkpoint: its names are others")
-    if generator is not None or clips or sizes_of_classifier:
+    exchanged = len(clips) == 1 and ovseg_layout.is_official(first)
+    if generator is not None or sizes_of_classifier or (clips and not exchanged):
         raise ConversionError(f"{file}: not a classifier of masks; only those stand with a generator of another file")
+    if exchanged:
+        first = ovseg_layout.with_clip(first, read_checkpoint(clips[0]))
     source = _with_base(file, first, None if base is None else Path(base))
+    joined = next(iter(clips), base)
     layout = recognise(file, source) if layout == "auto" else layout
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
         raise ConversionError(f"{file}: not a checkpoint of {kind.title}: its names are others")
     arguments = _arguments(file, source, kind, tower)
     account, system, text = convert_state(source, arguments, layout)
-    entry = published_entry(kind.builder, arguments) if base is None else None
+    entry = None if base is not None or clips else published_entry(kind.builder, arguments)
     if out is None and entry is None:
         raise ConversionError(f"{file}: not a published model, so it has no name of its own; say where it goes")
     folder = Path(out) if out is not None else converted_folder(entry.name if entry else "")
@@ -274,11 +305,11 @@ def convert(
         text,
         builder=kind.builder,
         arguments=arguments,
-        templates="fcclip14",
+        templates=kind.templates,
         canvas=kind.canvas,
         outputs=kind.outputs,
         training_phrases=list(kind.training_phrases if training_phrases is None else training_phrases),
-        card=card(entry, kind.title, kind.paper, file) | ({} if base is None else {"joined_with": Path(base).name}),
+        card=card(entry, kind.title, kind.paper, file) | ({"joined_with": Path(joined).name} if joined else {}),
     )
     return Report(
         layout=layout,

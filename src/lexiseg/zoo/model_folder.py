@@ -48,7 +48,7 @@ from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
 from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_given, maskclip_pp_mask2former
-from lexiseg.zoo.ovseg import ovseg
+from lexiseg.zoo.ovseg import ovseg, ovseg_given
 
 SETTINGS_FILE = "lexiseg.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -89,6 +89,7 @@ BUILDERS: dict[str, Builder] = {
     "maskclip_pp_mask2former": Builder(maskclip_pp_mask2former, text_encoder),
     "maskclip_pp_given": Builder(maskclip_pp_given, text_encoder),
     "ovseg": Builder(ovseg, text_encoder),
+    "ovseg_given": Builder(ovseg_given, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name."""
