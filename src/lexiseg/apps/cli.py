@@ -227,8 +227,8 @@ def convert(
     clip: Annotated[
         list[Path] | None,
         typer.Option(
-            help="For a MaskCLIP++ classifier: the CLIP it began with, for its words; may be repeated. For OVSeg: a CLIP "
-            "in the place of that in the file."
+            help="For a MaskCLIP++ classifier: the CLIP it began with, for its words; may be repeated. For OVSeg: a "
+            "CLIP in the place of that in the file."
         ),
     ] = None,
     training_words: Annotated[
