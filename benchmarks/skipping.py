@@ -22,7 +22,6 @@ from lexiseg.data.packages import LabelledPhotos
 from lexiseg.images import Canvas, Photo
 from lexiseg.postprocess import Frame
 from lexiseg.results import TASKS
-from lexiseg.text_bank import text_bank
 from lexiseg.types import InstanceMasks, PanopticMap, Prediction, SemanticMap
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load
@@ -70,7 +69,7 @@ def main() -> int:
     count = min(options.photos, len(ids))
     tallies = {task: Tally() for task in TASKS}
     with torch.inference_mode():
-        text = text_bank(vocabulary, model.templates, model.text_encoder, model.training_phrases)
+        text = model.text_bank(vocabulary)
         for position in tqdm(range(count), unit="photo"):
             name = ids[position * len(ids) // count]  # evenly spread: neighbours are often frames of one film
             images = canvas([Photo(package.photo(name).image, name)])

@@ -13,6 +13,7 @@ from PIL import Image
 from lexiseg.images import read_image
 from lexiseg.postprocess import Frame, semantic_scores
 from lexiseg.segmenter import Segmenter
+from lexiseg.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = [f"object number {number}" for number in range(843)] + ["sky", "tree", "building", "water"]
@@ -33,7 +34,8 @@ def test_blocks_change_no_label(street_tiny: Path, china_photo: Path) -> None:
     segmenter = Segmenter.from_pretrained(street_tiny, device="cpu")
     photo = read_image(Image.open(china_photo).resize((240, 160)))
     labels = torch.from_numpy(segmenter(photo, WORDS).label_map)
-    vocabulary, bank, _ = segmenter._prepare(WORDS, "semantic", False, None)
+    vocabulary = Vocabulary.parse(WORDS)
+    bank = segmenter.model.text_bank(vocabulary)
     images = segmenter.model.canvas([photo])
     with torch.inference_mode():
         proposals, scores = segmenter.model.system(images, bank)
