@@ -90,6 +90,12 @@ def test_json(tmp_path: Path, task: str) -> None:
     assert printed["failures"] == [{"photo": str(paths[1]), "error": "there is no such file; check the path"}]
 
 
+def test_skipping_is_for_models_that_can(tmp_path: Path) -> None:
+    done = segment(photo(tmp_path / "a.png"), "--out", tmp_path / "results", "--skip-decided")
+    assert done.exit_code == 2
+    assert "skip_decided is for models with a Mask-Adapter" in done.output
+
+
 def test_fifty_photos_with_five_broken_ones(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     for number in range(45):

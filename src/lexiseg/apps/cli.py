@@ -95,6 +95,13 @@ def segment(
     augment: Annotated[
         bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
     ] = False,
+    skip_decided: Annotated[
+        bool,
+        typer.Option(
+            "--skip-decided",
+            help="Of a model with a Mask-Adapter or masked crops: masks that cannot matter stay unread.",
+        ),
+    ] = False,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
@@ -116,7 +123,7 @@ def segment(
     except OSError as error:
         _wrong(f"--out {out}: cannot be made ({error.strerror})")
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
-    segmenter = _segmenter(model, device, limits, augment)
+    segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided)
     try:
         stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
@@ -551,12 +558,12 @@ def _measured(name: str) -> list[str]:
     return lines
 
 
-def _segmenter(model: str, device: str, limits: Any, augmented: bool = False) -> Segmenter:
+def _segmenter(model: str, device: str, limits: Any, **options: bool) -> Segmenter:
     from lexiseg.segmenter import Segmenter
     from lexiseg.zoo.catalogue import ZOO, Embedded
 
     try:
-        segmenter = Segmenter.from_pretrained(model, device, limits, augmented=augmented)
+        segmenter = Segmenter.from_pretrained(model, device, limits, **options)
     except (ValueError, OSError, RuntimeError) as error:
         _wrong(f"--model {model}: {error}" if model not in str(error) else str(error))
     entry = ZOO.get(model)
