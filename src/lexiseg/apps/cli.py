@@ -99,7 +99,7 @@ def segment(
         bool,
         typer.Option(
             "--skip-decided",
-            help="Of a model with a Mask-Adapter or masked crops: masks that cannot matter stay unread.",
+            help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
         ),
     ] = False,
     max_pixels: Annotated[
