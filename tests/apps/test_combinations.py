@@ -14,12 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from lexiseg.apps.cli import app
-from lexiseg.scoring.fusion import GeometricEnsemble, RegionOnly, RegionWithVoid
+from lexiseg.scoring.fusion import GeometricEnsemble, PowerProduct, RegionOnly, RegionWithVoid
 from lexiseg.zoo.loading import load
 from lexiseg.zoo.model_folder import Model
 from tests.eva_towers import EVA_TOWERS
 from tests.proposals.tiny_transformers import tiny_eomt, tiny_mask2former, tiny_sam, tiny_sam2, tiny_sam3
-from tests.zoo.toy_folders import toy_model, toy_open_clip
+from tests.zoo.toy_folders import TRANSFORMER, toy_model, toy_open_clip
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "combinations.md"
 WORDS = "sky, tree | bush, water, building | temple"
@@ -35,6 +35,7 @@ CLASSIFIERS = {
     "Mask-Adapter on FC-CLIP": "mask_adapter_fcclip",
     "Mask-Adapter on MAFT+": "mask_adapter_maftplus",
     "MaskCLIP++ (with its ensemble)": "maskclip_pp",
+    "OVSeg": "ovseg",
     "clustered": "clustered",
     "a CLIP alone (open_clip)": "open_clip",
 }
@@ -45,6 +46,7 @@ GENERATORS = {
     "given masks": "given",
     "FC-CLIP's": "fcclip",
     "MAFT+'s": "maftplus",
+    "OVSeg's": "ovseg",
     "clusters": "clustered",
     "Mask2Former": "mask2former",
     "EoMT": "eomt",
@@ -61,6 +63,8 @@ def verdict(fuse: Any) -> str:
     """How the two parts are put together, as the table says it."""
     if isinstance(fuse, RegionOnly):
         return "CLIP"
+    if isinstance(fuse, PowerProduct):
+        return "both"
     if isinstance(fuse, RegionWithVoid) or (fuse.alpha, fuse.beta) == (1, 1):
         return "CLIP + void"
     assert isinstance(fuse, GeometricEnsemble)
@@ -82,6 +86,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     made["maskclip_pp"] = toy_model(root / "maskclip_pp", "maskclip_pp", EVA_TOWERS["eva02"], seed=8)
     made["resnet"] = toy_model(root / "resnet", "fcclip", "resnet", seed=9)
+    made["ovseg"] = toy_model(root / "ovseg", "ovseg", TRANSFORMER, seed=11)
     made["open_clip"] = toy_open_clip(root / "open_clip", seed=10)
     for make in (tiny_mask2former, tiny_eomt, tiny_sam, tiny_sam2, tiny_sam3):
         name = make.__name__.removeprefix("tiny_")

@@ -141,6 +141,7 @@ class Source:
 
 
 GIVEN = Source("given", "given", Path)
+"""It has no files."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def join(generator: Generator, classifier: Model, choices: Choices, name: str) -
         embedder = GrownUntilSeen(embedder)
     fuse = _fusion(generator, classifier, choices)
     canvas = choices.canvas or classifier.canvas
+    paints = classifier.outputs.paint_threshold is not None  # its own way with masks that overlap
     text = generator.text
     same_words = text is None or (text.fingerprint, text.templates) == (classifier.fingerprint, classifier.templates)
     return replace(
@@ -209,7 +211,7 @@ def join(generator: Generator, classifier: Model, choices: Choices, name: str) -
         name=name,
         system=System(system.encoder, module, embedder, system.scorer, fuse).eval(),
         canvas=replace(canvas, multiple=math.lcm(canvas.multiple, generator.multiple)),
-        outputs=choices.outputs or generator.outputs or classifier.outputs,
+        outputs=choices.outputs or (None if paints else generator.outputs) or classifier.outputs,
         training_phrases=generator.training_phrases,
         card={"proposals": dict(generator.card or {}), "regions": dict(classifier.card)},
         query=None if same_words else text,
@@ -234,9 +236,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _fusion(generator: Generator, classifier: Model, choices: Choices) -> Any:
     """What the two parts say about each mask, put together."""
-    chosen = (choices.alpha, choices.beta) != (None, None)
+    given = [value for value in (choices.alpha, choices.beta) if value is not None]
+    if not all(0 <= value <= 1 for value in given):
+        raise CompositionError(f"alpha and beta are weights in 0..1, not {', '.join(map(str, given))}")
     if generator.knows == "nothing":
-        if chosen:
+        if given:
             raise CompositionError(
                 "alpha and beta weigh two verdicts on the words, but this generator knows no classes"
             )
@@ -245,7 +249,7 @@ def _fusion(generator: Generator, classifier: Model, choices: Choices) -> Any:
     # A classifier that was never beside such a generator has no say in this.
     if isinstance(own, RegionOnly) or generator.knows == "its own classes":
         own = generator.fuse
-    if not chosen and not isinstance(own, GeometricEnsemble):
+    if not given and not isinstance(own, GeometricEnsemble):
         return own
     usual = own if isinstance(own, GeometricEnsemble) else GeometricEnsemble(ALPHA, BETA)
     return GeometricEnsemble(
@@ -277,12 +281,13 @@ def _generator(source: Source, settings: GeneratorSettings | None, device: str |
             multiple=model.canvas.multiple,
             card=model.card,
         )
+    words = model.query or GeneratorText(model.text_encoder, model.fingerprint, model.templates)
     return Generator(
         system.generator,
         "words" if model.own_classes is None else "its own classes",
         backbone=system.encoder,
         fuse=system.fuse,
-        text=model.query or GeneratorText(model.text_encoder, model.fingerprint, model.templates),
+        text=words if model.own_classes is None else None,
         training_phrases=model.training_phrases,
         own_classes=model.own_classes,
         multiple=model.canvas.multiple,
@@ -350,8 +355,7 @@ def _classifier(source: Source, device: str | torch.device) -> Model:
     if source.kind == "open_clip":
         return load_open_clip(source.locate, source.name, device)
     if source.kind != "lexiseg":
-        what = "masks" if source.kind == "given" else "a generator of masks"
-        raise CompositionError(f"{source.name}: {what}, which read no regions; name a model that does, or a CLIP")
+        raise CompositionError(f"{source.name} draws masks and reads no regions; name a model that does, or a CLIP")
     return _load_part(source, device)
 
 
@@ -463,7 +467,7 @@ def _copy_model(source: Source, folder: Path) -> None:
     for name, copy in inside.items():
         shutil.copyfile(source.locate(name), folder / copy)
     query = settings.query and settings.query.model_copy(update={"text": inside[settings.query.text]})
-    facts = {inside[name]: value for name, value in settings.files.items()}
+    facts = {inside[name]: value for name, value in settings.files.items() if name in inside}
     update = {"text": inside[settings.text], "query": query, "files": facts}
     content = settings.model_copy(update=update).model_dump(mode="json")
     (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -102,18 +102,19 @@ def compose_folder(
 
 
 Role = Literal["model", "proposals", "regions"]
+Foreign = Literal["transformers", "open_clip"]
 
-FOREIGN: dict[Role, tuple[Literal["transformers", "open_clip"], str]] = {
-    "proposals": ("transformers", TRANSFORMERS_CONFIG_FILE),
-    "regions": ("open_clip", OPEN_CLIP_CONFIG_FILE),
+FOREIGN: dict[Foreign, tuple[Role, str]] = {
+    "transformers": ("proposals", TRANSFORMERS_CONFIG_FILE),
+    "open_clip": ("regions", OPEN_CLIP_CONFIG_FILE),
 }
-"""What else than a model may take a part, and the file it is told by."""
+"""What else than a model may take a part: which, and the file it is told by."""
 
 
 def find(model: str | Path, role: Role = "model", offline: bool | None = None) -> Source:
     """Where the files of a model are, or of what else may take that part. Little is fetched, nothing is read."""
     name = str(model)
-    if role == "proposals" and name == GIVEN.name:
+    if role != "model" and name == GIVEN.name:
         return GIVEN
     if isinstance(model, str) and name in ZOO:
         return _find_entry(name, offline)
@@ -204,17 +205,17 @@ def _find_entry(name: str, offline: bool | None) -> Source:
 
 
 def _find_folder(folder: Path, role: Role) -> Source:
+    """Told by the files in it; where it may be two things, it is the one that is asked for."""
     name = folder.resolve().name
-    if not (folder / SETTINGS_FILE).is_file():
-        for foreign, (kind, marker) in FOREIGN.items():
-            if (folder / marker).is_file() and role in (foreign, "model"):
-                if role == "model":
-                    raise UnknownModelError(
-                        f"{folder}: no model by itself, but it can be a part of one: "
-                        f"lexiseg compose --{foreign} {folder} ..."
-                    )
-                return _local(kind, folder, name)
-    return _local("lexiseg", folder, name)
+    kinds = [kind for kind, (_, marker) in FOREIGN.items() if (folder / marker).is_file()]
+    if (folder / SETTINGS_FILE).is_file() or not kinds:
+        return _local("lexiseg", folder, name)
+    if role == "model":
+        raise UnknownModelError(
+            f"{folder}: no model by itself, but it can be a part of one: lexiseg compose --{FOREIGN[kinds[0]][0]} "
+            f"{folder} ..."
+        )
+    return _local(next((kind for kind in kinds if FOREIGN[kind][0] == role), kinds[0]), folder, name)
 
 
 def _local(kind: Kind, folder: Path, name: str, siblings: bool = False) -> Source:
@@ -226,7 +227,7 @@ def _find_repository(repository: str, revision: str, role: Role, offline: bool |
     own = _repository("lexiseg", repository, revision, offline)
     if role == "model":
         return own
-    kind, marker = FOREIGN[role]
+    kind, marker = next((kind, marker) for kind, (part, marker) in FOREIGN.items() if part == role)
     try:
         own.locate(SETTINGS_FILE)
     except MissingFileError:
