@@ -11,7 +11,15 @@ from safetensors.torch import save_file
 from lexiseg.images import Canvas
 from lexiseg.zoo.fcclip import text_encoder
 from lexiseg.zoo.model_folder import BUILDERS, Query, save_model_folder
-from tests.zoo.conftest import GENERATOR, TOWERS
+from tests.zoo.conftest import GENERATOR, TEXT, TOWERS
+
+TRANSFORMER: dict[str, Any] = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": TEXT,
+}
+"""A CLIP with one of OpenAI's transformers."""
 
 ADAPTER = {"adapter_width": 16, "adapter_mask_width": 8, "adapter_maps": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -26,6 +34,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "mask_blocks": 2,
         "num_templates": 1,
         "alpha": 0.6,
+    },
+    "ovseg": {
+        "backbone": {"width": 8, "depths": [1, 1, 1, 1], "heads": [1, 2, 2, 4], "window": 3},
+        "threshold": 0.3,
+        "width": 32,
+        "mask_width": 24,
+        "num_queries": 6,
+        "decoder_width": 16,
+        "decoder_layers": 2,
+        "decoder_ffn_width": 20,
+        "class_width": 12,
     },
     "clustered": {"clusters": 5},
 }
