@@ -142,7 +142,7 @@ def crops(case: Case, arrays: Arrays) -> Values:
         values = {
             "valid": valid,
             "boxes": boxes_of(probs[valid] > embedder.threshold).float(),
-            "regions": pixels[:, :, 3::16, 5::16],
+            "regions": torch.from_numpy(sampled(pixels.numpy(), case["arrays"][f"{tag}_regions"])),
             "regions_mean": pixels.mean((1, 2, 3)),
             "regions_std": pixels.flatten(1).std(1),
             "patch_mask": tower.keep(masks).unflatten(1, (tower.grid_size,) * 2).to(torch.uint8),
@@ -309,18 +309,14 @@ def one_picture(image: Tensor) -> Images:
 
 
 def sampled(full: np.ndarray, described: Mapping[str, Any]) -> np.ndarray:
-    """The part of an array that a case stores, by its words: every n-th value, or a stride per axis (the last ones
-    where the words name fewer than there are)."""
-    meaning = described["meaning"]
-    flat = re.search(r"every (\d+)-th value", meaning)
+    """The part of an array that a case stores, by its words: every n-th value, or a stride for each last axis."""
+    flat = re.search(r"every (\d+)-th value", described["meaning"])
     if flat:
         return full.reshape(-1)[:: int(flat[1])][: int(np.prod(described["shape"]))]
-    cuts = re.search(r"\[([\d:, ]*::[\d:, ]*)\]$", meaning)
+    cuts = re.search(r"\[([\d:, ]*::[\d:, ]*)\]$", described["meaning"])
     if not cuts:
         return full
-    slices = [slice(*(int(n) if n else None for n in cut.strip().split(":"))) for cut in cuts[1].split(",")]
-    whole = [slice(None)] * (full.ndim - len(slices))
-    return full[tuple([*slices, *whole] if "picture" in meaning and whole else [*whole, *slices])]
+    return full[(..., *(slice(*(int(n) if n else None for n in cut.strip().split(":"))) for cut in cuts[1].split(",")))]
 
 
 def load(case: Case, folder: Path) -> tuple[System, TextEncoder]:
@@ -381,7 +377,8 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> Values:
     full = {f"res{index}": x for index, x in enumerate(features.maps, 2)}
     full |= {"mask_features": mask_features, "input_proj": generator.decoder.input_proj(features.maps[-1])}
     full |= {f"hs{index}": step.state for index, step in enumerate(steps)}
-    new: Values = {"resized_sample": resized[::16, ::16], "text_features": queries.rows.numpy()}
+    shown = sampled(np.moveaxis(resized, 2, 0), described["resized_sample"])  # the words name rows and columns
+    new: Values = {"resized_sample": np.moveaxis(shown, 0, 2), "text_features": queries.rows.numpy()}
     new |= {"class_embedding": steps[-1].classes[0].numpy(), "pred_logits": proposals.class_logits[0].numpy()}
     new["pred_masks"] = sampled(proposals.mask_logits[0].numpy(), described["pred_masks"])
 
@@ -394,8 +391,6 @@ def whole_inference(case: Case, arrays: Arrays, folder: Path) -> Values:
     del probs
 
     seen_of_crops(list(embedder.crops_of(images, 0, proposals.mask_logits[0])), embedder, queries.rows, described, new)
-    if "clip_ln_pre" not in new:
-        raise AssertionError("nothing was shown to CLIP")
     if "foreground_first" in arrays:
         stored: Values = {}
         masks = np.unpackbits(arrays["foreground_first"], axis=-1)[..., :width].astype(bool)

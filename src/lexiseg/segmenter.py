@@ -95,7 +95,7 @@ class Segmenter:
         """A model by its name (`lexiseg models` lists them), by its folder, or as "organisation/name" on the hub.
 
         device: "auto" takes CUDA, then Apple's MPS, then the CPU. limits: how large a picture may be. skip_decided: of
-        a model with a Mask-Adapter, proposals that cannot change the outcome are not computed (see
+        a model with a Mask-Adapter or masked crops, proposals that cannot change the outcome are not computed (see
         `lexiseg.selection`); in a semantic result the scores of segments are then told from the others. augmented:
         see the constructor.
         """
