@@ -19,6 +19,7 @@ from lexiseg.zoo.convert import convert, convert_state, published_entry, recogni
 from lexiseg.zoo.fcclip import text_encoder
 from lexiseg.zoo.model_folder import load_folder
 from lexiseg.zoo.ovseg import build_backbone, ovseg
+from tests.proposals.tiny_transformers import tiny_sam
 from tests.zoo.conftest import TEXT, randomise
 
 TOWER: dict[str, Any] = {
@@ -198,3 +199,18 @@ def test_from_the_front_door(chosen: str, tmp_path: Path) -> None:
     result = Segmenter(model, "cpu")(photo, "sky, road | street, car")
     assert result.label_map.shape == (40, 56)
     assert set(np.unique(result.label_map)) <= ({0, 1, 2} if chosen == "ovseg-large" else {-1, 0, 1, 2})
+
+
+def test_masks_of_sam_paint_by_the_best_of_every_word(tmp_path: Path) -> None:
+    system, text = ovseg(TOWER, backbone=SWIN, device="cpu", **GENERATOR), text_encoder(TOWER, device="cpu")
+    torch.save(clip_of(official(system, text)), tmp_path / "clip.pt")
+    convert(tmp_path / "clip.pt", tmp_path / "clip")
+    (tmp_path / "sam").mkdir()
+    tiny_sam(tmp_path / "sam")
+    points = {"points_per_side": 3, "min_quality": -1e9, "min_stability": -1.0}
+    canvas = Canvas(64, 96)
+    segmenter = Segmenter.compose(tmp_path / "sam", tmp_path / "clip", "cpu", settings=points, canvas=canvas)
+    assert (segmenter.model.outputs.paint_threshold, segmenter.model.outputs.granularity) == (0.5, 0.8)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    result = segmenter(photo, "sky, road | street, car")
+    assert set(np.unique(result.label_map)) <= {-1, 0, 1, 2}

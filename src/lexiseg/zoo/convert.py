@@ -179,7 +179,7 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     # The same file, scored as with a user's own words.
     "ovseg-large-words": _ovseg(large=True, verdict="clip", threshold=USER_WORDS_THRESHOLD),
     "ovseg-clip": CheckpointLayout(
-        title="OVSeg's CLIP alone",
+        title="CLIP on masked crops, as in OVSeg",
         paper=OVSEG_PAPER,
         builder="ovseg_given",
         recognises=ovseg_layout.is_clip,
