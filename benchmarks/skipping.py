@@ -41,14 +41,19 @@ class Tally:
 
 
 def differing_pixels(one: Prediction, other: Prediction) -> int:
-    """Pixels whose label, segment or instance differs; all of them where the segments are others."""
+    """Pixels whose label, segment or instance differs; all of them where the segments are others.
+
+    Instances without a pixel score zero, and stand in any order at the end: they are left out.
+    """
     if isinstance(one, SemanticMap) and isinstance(other, SemanticMap):
         return int((one.labels != other.labels).sum())
-    same = [segment.class_index for segment in one.segments] == [segment.class_index for segment in other.segments]
+    classes = [[part.class_index for part in outcome.segments if part.area] for outcome in (one, other)]
+    same = classes[0] == classes[1]
     if isinstance(one, PanopticMap) and isinstance(other, PanopticMap):
         return int((one.ids != other.ids).sum()) if same else one.ids.numel()
     if isinstance(one, InstanceMasks) and isinstance(other, InstanceMasks):
-        return int((one.masks != other.masks).sum()) if same else max(1, one.masks.numel())
+        masks, others = (found.masks[found.masks.flatten(1).any(1)] for found in (one, other))
+        return int((masks != others).sum()) if same else one.masks[0].numel()
     raise TypeError(f"{type(one).__name__} and {type(other).__name__} cannot be compared")
 
 
