@@ -206,7 +206,9 @@ def compose(
         folder = compose_folder(out, proposals, regions, alpha=alpha, beta=beta, settings=settings)
     except (ValueError, OSError, RuntimeError) as error:
         _wrong(str(error))
-    print(f"{folder}: masks by {proposals}, named by {regions}. Use it: lexiseg segment PHOTO --model {folder}")
+    given = proposals == "given"
+    drawn, masks = ("masks that come with the photos", " --masks FILE") if given else (f"masks by {proposals}", "")
+    print(f"{folder}: {drawn}, named by {regions}. Use it: lexiseg segment PHOTO{masks} --model {folder}")
 
 
 @app.command()
