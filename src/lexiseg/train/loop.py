@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+SAVE_EVERY, LOG_EVERY = 200, 20
+"""Steps."""
 
 
 @dataclass
@@ -116,8 +118,8 @@ def run(
     clip: float = 3.0,
     average_decay: float = 0.999,
     seed: int = 0,
-    save_every: int = 200,
-    log_every: int = 20,
+    save_every: int = SAVE_EVERY,
+    log_every: int = LOG_EVERY,
     deadline: float | None = None,
 ) -> bool:
     """Train until `total_steps`, resuming from `out/checkpoint.pt` where there is one.

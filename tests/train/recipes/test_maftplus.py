@@ -266,9 +266,18 @@ def test_command_tunes_an_fcclip_model_and_goes_on_with_the_result(tmp_path: Pat
     assert load_folder(again / "model").card["started_from"] == "model"
 
 
+def test_crops_with_a_mask_per_segment(tmp_path: Path) -> None:
+    data, start = toy_package(tmp_path / "toy"), toy_model(tmp_path / "start")
+    options = {"batch": 2, "steps": 2, "targets": "segments", "crop": 128, "points": 16, "norm_order": "before_sum"}
+    assert recipe.train_package(data, tmp_path / "out", str(start), **options)
+    assert load_folder(tmp_path / "out" / "model").system.scorer.transfer.norm_order == "before_sum"
+
+
 def test_what_the_command_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="after_sum, before_sum"):
         recipe.train_package(tmp_path, tmp_path, norm_order="sideways")
+    with pytest.raises(ValueError, match="classes, segments"):
+        recipe.train_package(tmp_path, tmp_path, targets="boxes")
     data = toy_package(tmp_path / "toy")
     folder = save_model_folder(
         tmp_path / "clusters",

@@ -4,14 +4,12 @@ import math
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from lexiseg.clip.projection import Projection
-from lexiseg.data.packages import LabelledPhoto
 from lexiseg.proposals.fcclip import fcclip_generator
 from lexiseg.regions.mask_adapter import MaskAdapter, MaskAdapterPool
 from lexiseg.scoring.cosine import Cosine
@@ -120,16 +118,6 @@ def test_systems_it_cannot_train(tmp_path: Path) -> None:
     system = System(None, nn.Identity(), nn.Identity(), nn.Identity(), nn.Identity())
     with pytest.raises(TypeError, match="FC-CLIP's generator"):
         recipe.train(system, toy_text(), PHOTOS, tmp_path)
-
-
-def test_segments_of_a_labelled_photo() -> None:
-    labels = np.array([[0, 0, 1, 1], [2, 2, 255, 1]], np.uint8)
-    regions = np.array([[0, 0, 1, 2], [3, 3, 0, 2]], np.uint8)
-    photo = LabelledPhoto("a", np.zeros((2, 4, 3), np.uint8), labels, regions)
-    by_class = recipe.segments_of(photo, 255, [])
-    assert by_class.ids.tolist() == [[1, 1, 2, 2], [3, 3, 0, 2]] and by_class.classes == {1: 0, 2: 1, 3: 2}
-    apart = recipe.segments_of(photo, 255, [[1, 1, 0], [2, 1, 0], [3, 2, 1]])
-    assert apart.ids.tolist() == [[1, 1, 257, 258], [0, 0, 0, 258]] and apart.classes == {1: 0, 257: 1, 258: 1}
 
 
 @pytest.mark.parametrize("builder", ["fcclip", "maftplus"])

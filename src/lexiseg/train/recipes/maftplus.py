@@ -7,6 +7,8 @@ Time:      60 000 steps (base; 55 000 for large) of 8 photos: about 14 hours on 
 Expect:    zero-shot mIoU, base / large: ADE20K-150 34.6 / 36.1, Context-59 57.5 / 59.4, VOC-20 95.4 / 96.5
 
 Command:   lexiseg train maftplus --data PACKAGE --start MODEL --out RUN, which leaves the tuned model in RUN/model
+Panoptic:  with --targets segments --steps 55000 --norm-order before_sum, on COCO panoptic, as far as is known: the
+           configuration of that run was not published
 
 Start from a system whose trunk and projection are CLIP's own, generator and transfer random: the trunk is copied when
 training begins, and the copy is what the compensation loss compares with. The words stay CLIP's. The official run used
@@ -29,6 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from lexiseg.data.coco_panoptic import PanopticPhoto
+from lexiseg.data.package_splits import PackagePhotos, PackageSegments
 from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
 from lexiseg.geometry import fit_short_edge, round_up
 from lexiseg.images import Canvas, Photo, place
@@ -38,13 +42,13 @@ from lexiseg.regions.mask_pool import MaskPool
 from lexiseg.scoring.image_conditioned import ImageConditioned, NormOrder
 from lexiseg.system import System
 from lexiseg.text_bank import text_bank
-from lexiseg.train.loop import RunState, run, share_of
+from lexiseg.train.loop import LOG_EVERY, SAVE_EVERY, RunState, run, share_of
 from lexiseg.train.losses import Criterion
 from lexiseg.train.mask_aware import compensation_loss, mask_aware_loss
 from lexiseg.train.matcher import SegmentTargets
 from lexiseg.train.points import Draw
 from lexiseg.train.recipes import fcclip
-from lexiseg.train.recipes.fcclip import photo_numbers
+from lexiseg.train.recipes.fcclip import CROP, photo_numbers
 from lexiseg.types import Features, Images, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import load, settings_of
@@ -64,6 +68,7 @@ CANVAS = Canvas()
 COMPENSATION_WEIGHT = 0.1
 NO_CLASS = 255
 
+Targets = Literal["classes", "segments"]
 StochasticDepth = Literal["off", "official"]
 """Whether paths of the trunks are dropped; see `stochastic_depth`."""
 STUDENT_STAYS = 5000
@@ -201,12 +206,13 @@ def batch_of(
 def train(
     system: System,
     text: TextBank,
-    photos: Sequence[LabelledPhoto],
+    photos: Sequence[LabelledPhoto] | Sequence[PanopticPhoto],
     out: Path,
     *,
     total_steps: int = TOTAL_STEPS,
     batch: int = BATCH,
     canvas: Canvas = CANVAS,
+    crop: int = CROP,
     criterion: Criterion | None = None,
     depth: StochasticDepth = "off",
     ignore: int = NO_CLASS,
@@ -216,8 +222,9 @@ def train(
 ) -> bool:
     """Train `system` on `photos`, resuming from `out` where a run has begun there.
 
-    text: the rows of the photos' classes, encoded once. batch: photos per step of all processes together. depth: see
-    `stochastic_depth`. To resume, give the same system the run began with: its trunk is what is compared with.
+    text: the rows of the photos' classes, encoded once. batch: photos per step of all processes together. Labelled
+    photos are shown whole, at the size of `canvas`, with a mask per class; panoptic ones as FC-CLIP's training does, in
+    crops [crop, crop] with a mask per segment. depth: see `stochastic_depth`. To resume, give the same system the run began with: its trunk is what is compared with.
     Further keywords go to `loop.run`. Returns whether the training is complete.
     """
     criterion = criterion or Criterion()
@@ -225,9 +232,14 @@ def train(
     device = tuned.generator.void_embedding.weight.device
     rank, processes = share_of(batch)
 
+    def drawn(rng: random.Random, chosen: list[Any]) -> tuple[Images, list[SegmentTargets]]:
+        if isinstance(chosen[0], PanopticPhoto):
+            return fcclip.batch_of(rng, chosen, crop, device)
+        return batch_of(rng, chosen, canvas, device, ignore)
+
     def loss_of(step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         numbers = list(photo_numbers(seed, step, len(photos), batch))[rank::processes]
-        images, targets = batch_of(rng, [photos[number] for number in numbers], canvas, device, ignore)
+        images, targets = drawn(rng, [photos[number] for number in numbers])
         stochastic_depth(tuned, depth, step)
         losses = losses_of(tuned, images, targets, text, criterion, autocast=autocast)
         total = torch.stack(list(losses.values())).sum()
@@ -247,20 +259,6 @@ def train(
         seed=seed,
         **loop,
     )
-
-
-class PackagePhotos(Sequence[LabelledPhoto]):
-    """The photos of one split of a package, read when they are asked for."""
-
-    def __init__(self, package: LabelledPhotos, split: str) -> None:
-        self.package = package
-        self.ids = package.ids(split)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.package.photo(self.ids[number])
 
 
 def start_system(
@@ -299,23 +297,29 @@ def train_package(
     split: str = "train",
     steps: int = TOTAL_STEPS,
     batch: int = BATCH,
+    targets: str = "classes",
     short_edge: int = CANVAS.short_edge,
     long_edge: int = CANVAS.long_edge,
+    crop: int = CROP,
     points: int = 12544,
     norm_order: str = "after_sum",
     dense_order: str = "memory",
     depth: str = "off",
     device: str = "cpu",
     seed: int = SEED,
+    save_every: int = SAVE_EVERY,
+    log_every: int = LOG_EVERY,
     deadline: float | None = None,
 ) -> bool:
     """Tune `start`, a name of the zoo or a folder, on a package of labelled photos; whether it is complete.
 
-    The classes of the package are the words. norm_order, dense_order: of the transfer, where `start` has none yet.
+    The classes of the package are the words. targets: "classes", a mask for each class of a whole photo, or "segments",
+    one for each segment of a crop, objects apart, for panoptic models. norm_order, dense_order: of the transfer, where `start` has none yet.
     depth: stochastic depth, off or official. The same command goes on where a run was stopped. When it is complete,
     the tuned model is in out/model.
     """
-    for word, known in ((norm_order, NormOrder), (dense_order, DenseOrder), (depth, StochasticDepth)):
+    choices = ((targets, Targets), (norm_order, NormOrder), (dense_order, DenseOrder), (depth, StochasticDepth))
+    for word, known in choices:
         if word not in get_args(known):
             raise ValueError(f"{word!r}: choose one of {', '.join(get_args(known))}")
     package = LabelledPhotos(data)
@@ -329,16 +333,19 @@ def train_package(
     complete = train(
         system,
         text,
-        PackagePhotos(package, split),
+        PackagePhotos(package, split) if targets == "classes" else PackageSegments(package, split, by_region=True),
         out,
         total_steps=steps,
         batch=batch,
         canvas=canvas,
+        crop=crop,
         criterion=Criterion(num_points=points),
         depth=cast(StochasticDepth, depth),
         ignore=package.ignore,
         autocast=torch.bfloat16 if where.type == "cuda" else None,
         seed=seed,
+        save_every=save_every,
+        log_every=log_every,
         deadline=deadline,
     )
     if complete:

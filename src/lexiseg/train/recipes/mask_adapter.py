@@ -27,13 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.data.coco_panoptic import PanopticPhoto
-from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
+from lexiseg.data.package_splits import PackageSegments
+from lexiseg.data.packages import LabelledPhotos
 from lexiseg.images import Canvas
 from lexiseg.layers.text_logits import template_mean, text_logits
 from lexiseg.proposals.fcclip import FCCLIPGenerator, fcclip_generator
@@ -42,7 +42,7 @@ from lexiseg.scoring.cosine import Cosine
 from lexiseg.scoring.image_conditioned import ImageConditioned
 from lexiseg.system import System
 from lexiseg.text_bank import text_bank
-from lexiseg.train.loop import RunState, run, share_of
+from lexiseg.train.loop import LOG_EVERY, SAVE_EVERY, RunState, run, share_of
 from lexiseg.train.mask_adapter import (
     WARMUP_SLOTS,
     AdapterCriterion,
@@ -293,39 +293,6 @@ def _train(
     )
 
 
-def segments_of(photo: LabelledPhoto, ignore: int, regions: Sequence[Sequence[int]]) -> PanopticPhoto:
-    """A segment per region that the package tells, [region, class, is_crowd], and one per class of what is left."""
-    ids = photo.labels.astype(np.int32) + 1
-    ids[photo.labels == ignore] = 0
-    classes = {int(index) + 1: int(index) for index in np.unique(photo.labels) if index != ignore}
-    for region, class_index, is_crowd in regions:
-        number = 256 + region  # beyond the classes, which have 8 bits
-        ids[photo.regions == region] = 0 if is_crowd else number
-        if not is_crowd:
-            classes[number] = class_index
-    present_ids = set(np.unique(ids).tolist())
-    return PanopticPhoto(
-        photo.image, ids, {number: index for number, index in classes.items() if number in present_ids}
-    )
-
-
-class PackageSegments(Sequence[PanopticPhoto]):
-    """The photos of one split of a package, read when they are asked for."""
-
-    def __init__(self, package: LabelledPhotos, split: str, by_region: bool) -> None:
-        """by_region: objects apart, where the package tells them apart."""
-        self.package, self.by_region = package, by_region
-        self.ids = package.ids(split)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, number: Any) -> Any:
-        name = self.ids[number]
-        regions = self.package.region_classes.get(name, []) if self.by_region else []
-        return segments_of(self.package.photo(name), self.package.ignore, regions)
-
-
 def start_system(
     model: str | Path, adapter_width: int, device: torch.device
 ) -> tuple[Model, System, str, dict[str, Any]]:
@@ -369,6 +336,8 @@ def train_package(
     adapter_width: int = 768,
     device: str = "cpu",
     seed: int = 0,
+    save_every: int = SAVE_EVERY,
+    log_every: int = LOG_EVERY,
     deadline: float | None = None,
 ) -> bool:
     """Both stages on a package of labelled photos, for `start`, a name of the zoo or a folder; whether it is complete.
@@ -389,6 +358,8 @@ def train_package(
     shared: dict[str, Any] = {
         "autocast": torch.bfloat16 if where.type == "cuda" else None,
         "seed": seed,
+        "save_every": save_every,
+        "log_every": log_every,
         "deadline": deadline,
     }
     sizes: dict[str, Any] = {"total_steps": warmup_steps, "batch": warmup_batch, "crop": warmup_crop}
