@@ -224,7 +224,8 @@ def train(
 
     text: the rows of the photos' classes, encoded once. batch: photos per step of all processes together. Labelled
     photos are shown whole, at the size of `canvas`, with a mask per class; panoptic ones as FC-CLIP's training does, in
-    crops [crop, crop] with a mask per segment. depth: see `stochastic_depth`. To resume, give the same system the run began with: its trunk is what is compared with.
+    crops [crop, crop] with a mask per segment. depth: see `stochastic_depth`. To resume, give the same system the run
+    began with: its trunk is what is compared with.
     Further keywords go to `loop.run`. Returns whether the training is complete.
     """
     criterion = criterion or Criterion()
@@ -314,9 +315,9 @@ def train_package(
     """Tune `start`, a name of the zoo or a folder, on a package of labelled photos; whether it is complete.
 
     The classes of the package are the words. targets: "classes", a mask for each class of a whole photo, or "segments",
-    one for each segment of a crop, objects apart, for panoptic models. norm_order, dense_order: of the transfer, where `start` has none yet.
-    depth: stochastic depth, off or official. The same command goes on where a run was stopped. When it is complete,
-    the tuned model is in out/model.
+    one for each segment of a crop, objects apart, for panoptic models. norm_order, dense_order: of the transfer, where
+    `start` has none yet. depth: stochastic depth, off or official. The same command goes on where a run was stopped.
+    When it is complete, the tuned model is in out/model.
     """
     choices = ((targets, Targets), (norm_order, NormOrder), (dense_order, DenseOrder), (depth, StochasticDepth))
     for word, known in choices:
