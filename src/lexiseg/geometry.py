@@ -40,6 +40,17 @@ def round_up(size_hw: Size, multiple: int) -> Size:
     return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
 
 
+def neighbours(length: int, new_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What bilinear resizing along an axis reads: (first, second, weight of the second), each [new_length].
+
+    In float32, as the framework's own interpolation computes its positions.
+    """
+    scale = torch.tensor(float(length)) / new_length
+    position = (scale * (torch.arange(new_length, dtype=torch.float32) + 0.5) - 0.5).clamp_(min=0.0)
+    first = position.floor().long().clamp_(max=length - 1)
+    return first, (first + 1).clamp_(max=length - 1), position - first
+
+
 class RowResize:
     """Bilinear resizing of a map to `output_hw`, a few output rows at a time.
 
@@ -49,12 +60,7 @@ class RowResize:
     def __init__(self, input_hw: Size, output_hw: Size) -> None:
         self.input_hw = input_hw
         self.output_hw = output_hw
-        # In float32, as the framework's own interpolation computes its positions.
-        scale = torch.tensor(float(input_hw[0])) / output_hw[0]
-        position = (scale * (torch.arange(output_hw[0], dtype=torch.float32) + 0.5) - 0.5).clamp_(min=0.0)
-        self._upper = position.floor().long().clamp_(max=input_hw[0] - 1)
-        self._lower = (self._upper + 1).clamp_(max=input_hw[0] - 1)
-        self._weight = position - self._upper
+        self._upper, self._lower, self._weight = neighbours(input_hw[0], output_hw[0])
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
         """The input rows [first, last) that output rows [start, stop) are made of."""
@@ -72,6 +78,26 @@ class RowResize:
         lower = (self._lower[start:stop] - first).to(rows.device)
         weight = self._weight[start:stop].to(rows)[:, None]
         return torch.lerp(wide[:, upper], wide[:, lower], weight)
+
+
+def probs_on_grid(mask_logits: Tensor, canvas_hw: Size, frame_hw: Size, grid_hw: Size) -> Tensor:
+    """mask_logits [Q, h, w] on a canvas -> probabilities [Q, *grid_hw] on a grid over its top left frame.
+
+    What three steps would give up to rounding: logits to the size of the canvas, sigmoid, the frame to the grid; both
+    resizings bilinear. Only the places that the grid reads are computed, and no mask is as large as the canvas.
+    """
+    weights: list[Tensor] = []
+    x = mask_logits
+    for axis in (0, 1):
+        first, second, weight = (part.to(x.device) for part in neighbours(frame_hw[axis], grid_hw[axis]))
+        weights.append(weight.to(x))
+        on_canvas = neighbours(mask_logits.shape[1 + axis], canvas_hw[axis])
+        low, high, share = (part.to(x.device)[torch.cat((first, second))] for part in on_canvas)
+        share = share.to(x)[:, None] if axis == 0 else share.to(x)
+        x = torch.lerp(x.index_select(1 + axis, low), x.index_select(1 + axis, high), share)
+    top, bottom = x.sigmoid().chunk(2, dim=1)  # each [Q, grid h, 2 grid w]
+    left, right = torch.lerp(top, bottom, weights[0][:, None]).chunk(2, dim=2)
+    return torch.lerp(left, right, weights[1])
 
 
 MAX_ASPECT = 16

@@ -42,7 +42,7 @@ def bounds_of(fuse: Any, class_probs: Tensor) -> Tensor:
     Products of powers may sum to more: a region classifier counts as certain of every class where it sees nothing.
     """
     if isinstance(fuse, PowerProduct):
-        return class_probs[:, :-1].amax(-1) ** (1 - fuse.weight)
+        return class_probs[:, :-1].amax(-1) ** (1 - max(fuse.weight, fuse.seen_weight))
     return 1 - class_probs[:, -1]
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lexiseg.clip.text import Mlp, QuickGELU
 from lexiseg.layers.attention import MultiheadAttention
+from lexiseg.types import Size
 
 
 class ResidualBlock(nn.Module):
@@ -30,6 +32,10 @@ class ResidualBlock(nn.Module):
         """x [N, L, W] -> the same shape; with `first` only so many leading tokens of it, which see all of x."""
         normed = self.ln_1(x)
         x = x[:, :first] + self.attn(normed[:, :first], normed, normed)
+        return self.finish(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """x [N, L, W] after the attention -> after the whole block."""
         return x + self.mlp(self.ln_2(x))
 
 
@@ -78,6 +84,21 @@ class VisionTransformer(nn.Module):
         """pixels [N, 3, H, W], normalised -> [N, h w, W], without places; what fills no patch is cut off."""
         return self.conv1(pixels).flatten(2).transpose(1, 2)
 
+    def positions(self, grid_hw: Size) -> Tensor:
+        """The learned positions [1 + h w, W] of a grid: those of another size are resized, bicubically and with their
+        corners aligned."""
+        if tuple(grid_hw) == (self.grid_size, self.grid_size):
+            return self.positional_embedding
+        whole, grid = self.positional_embedding[:1], self.positional_embedding[1:]
+        grid = grid.T.unflatten(-1, (self.grid_size, self.grid_size))[None]  # [1, W, h, w]
+        grid = functional.interpolate(grid, size=tuple(grid_hw), mode="bicubic", align_corners=True)
+        return torch.cat((whole, grid[0].flatten(1).T))
+
+    def enter(self, pixels: Tensor) -> Tensor:
+        """pixels [N, 3, H, W] of any size, normalised -> tokens [N, 1 + h w, W] as the first block reads them."""
+        height, width = (side // self.patch_size for side in pixels.shape[-2:])
+        return self.begin(self.patches(pixels), self.positions((height, width)))
+
     def begin(self, patches: Tensor, positions: Tensor | None = None) -> Tensor:
         """patches [N, P, W] -> tokens [N, 1 + P, W] as the first block reads them, the class token first.
 
@@ -92,8 +113,8 @@ class VisionTransformer(nn.Module):
         return self.ln_post(tokens) @ self.proj
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, 3, S, S], normalised -> [N, D], not normalised."""
-        x = self.begin(self.patches(pixels))
+        """pixels [N, 3, H, W] of any size, normalised -> [N, D], not normalised."""
+        x = self.enter(pixels)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,20 +37,27 @@ class MultiheadAttention(nn.Module):
         visible: bool [B, Q, L], where a query may look, the same for all heads. Every row needs one
         visible place.
         """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
+        return self.attend(self.project("q", query), self.project("k", key), self.project("v", value), visible)
+
+    def project(self, part: Literal["q", "k", "v"], x: Tensor) -> Tensor:
+        """x [B, L, width] -> [B, heads, L, dim]: what it asks, what it is found by, what it says."""
+        index = "qkv".index(part)
+        weight, bias = self.in_proj_weight.chunk(3)[index], self.in_proj_bias.chunk(3)[index]
+        return functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """q [B, heads, Q, dim], k and v [B, heads, L, dim], visible bool [B, Q, L] -> [B, Q, width]."""
         mask = None if visible is None else visible[:, None]
         dropout = self.dropout if self.training else 0.0
         if self.fused:
-            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        else:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-            attended = functional.dropout(scores.softmax(dim=-1), dropout) @ v
-        return self.out_proj(attended.transpose(1, 2).flatten(2))  # [B, heads, Q, dim] -> [B, Q, width]
+            return self.join(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return self.join(functional.dropout(scores.softmax(dim=-1), dropout) @ v)
+
+    def join(self, attended: Tensor) -> Tensor:
+        """What each head found [B, heads, Q, dim] -> [B, Q, width]."""
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class CrossAttentionBlock(nn.Module):

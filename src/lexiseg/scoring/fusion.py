@@ -56,10 +56,21 @@ class GeometricEnsemble(nn.Module):
 
 
 class RegionOnly(nn.Module):
-    """CLIP's verdict alone, for generators without class scores. A proposal CLIP cannot see is void."""
+    """CLIP's verdict alone, for generators without class scores. A proposal CLIP cannot see is void.
+
+    With `only_valid` false it is scored like any other, as MAFT (arXiv 2310.00240) does: its embedder has an answer for
+    what it cannot see too, and no mask is void.
+    """
+
+    def __init__(self, only_valid: bool = True) -> None:
+        super().__init__()
+        self.only_valid = only_valid
 
     def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
         """region_logits [B, Q, K], valid [B, Q] -> Scores."""
+        if not self.only_valid:
+            probs = region_logits.softmax(-1)
+            return Scores(class_probs=probs, void_prob=torch.zeros_like(probs[..., 0]))
         probs = torch.where(valid[..., None], region_logits.softmax(-1), 0.0)
         return Scores(class_probs=probs, void_prob=(~valid).to(probs))
 
@@ -98,4 +109,7 @@ class PowerProduct(nn.Module):
             raise ValueError("PowerProduct needs a generator with class scores; use RegionOnly for this one")
         inner = proposals.class_logits.softmax(-1)
         outer = torch.where(valid[..., None], region_logits.softmax(-1), 1.0)
-        return Scores(inner[..., :-1] ** (1 - self.weight) * outer**self.weight, inner[..., -1])
+        weight: Tensor | float = self.weight
+        if self.seen_weight != self.weight:
+            weight = torch.where(text.seen, self.seen_weight, self.weight).to(outer)  # [K]
+        return Scores(inner[..., :-1] ** (1 - weight) * outer**weight, inner[..., -1])
