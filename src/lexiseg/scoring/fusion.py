@@ -98,10 +98,12 @@ class PowerProduct(nn.Module):
     class there, so that its scores are powers of the generator's alone and may sum to more than one.
     """
 
-    def __init__(self, weight: float) -> None:
-        """weight: exponent of CLIP's scores, 0..1; that of the generator's is the rest of one."""
+    def __init__(self, weight: float, seen_weight: float | None = None) -> None:
+        """weight: exponent of CLIP's scores, 0..1; that of the generator's is the rest of one. seen_weight: the same
+        for classes seen in training, as in FreeSeg (arXiv 2303.17225); None for the same number."""
         super().__init__()
         self.weight = weight
+        self.seen_weight = weight if seen_weight is None else seen_weight
 
     def forward(self, proposals: Proposals, region_logits: Tensor, valid: Tensor, text: TextBank) -> Scores:
         """region_logits [B, Q, K], valid [B, Q] -> Scores. Proposals must carry class logits [B, Q, K + 1]."""
