@@ -55,6 +55,18 @@ class PseudoText(nn.Module):
         self.own_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if scaled else None
         self.residual = residual
 
+    @torch.no_grad()
+    def begin_as_words(self, scale: float = 100.0) -> None:
+        """Sets the attention to add nothing and the norm to give every row a length of `scale`, CLIP's temperature.
+
+        A start for training from a CLIP as it came: nearly its own cosines, for the norm still takes the mean of a row
+        out of it.
+        """
+        for tensor in self.attention.out_proj.parameters():
+            tensor.zero_()
+        self.norm.weight.fill_(scale / math.sqrt(len(self.norm.weight)))
+        self.norm.bias.zero_()
+
     def rows(self, region: Tensor, dense_embeds: Tensor) -> Tensor:
         """region [A, T, D] of `TextBank`, dense_embeds [B, C, h, w] -> [B, A, D], the words of each picture."""
         picture = dense_embeds.flatten(2).transpose(1, 2)  # [B, h w, C]

@@ -33,6 +33,17 @@ class TemplateMix(nn.Module):
         self.mix_out = nn.Linear(width, 1)
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale), requires_grad=False)
 
+    @torch.no_grad()
+    def begin_as_mean(self) -> None:
+        """Sets the second map so that both together are the mean of the templates: what `TemplateMean` gives.
+
+        A start for training from a CLIP as it came. The first map stays as it was drawn.
+        """
+        weight = self.mix_in.weight.double()
+        wanted = torch.full((1, weight.shape[1]), 1 / weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self.mix_out.weight.copy_(wanted @ torch.linalg.pinv(weight))
+        self.mix_out.bias.copy_(-(self.mix_out.weight @ self.mix_in.bias))
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """a [T] and c []: what both maps make of the similarities together."""
         weights = (self.mix_out.weight @ self.mix_in.weight)[0]

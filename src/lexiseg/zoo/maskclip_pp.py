@@ -140,16 +140,22 @@ def mask_classifier(
             with torch.device(device):
                 pool = SoftMaskedAttention2d(**(parts.attention_pool or {}))
             embedder = SoftAttentionPool(view, parts.trunk, pool)
-    scorer: nn.Module
     with torch.device(device):
-        match similarity or usual:
-            case "pseudo-text":
-                scorer = PseudoText(embed_dim)
-            case "template-mix":
-                scorer = TemplateMix(num_templates, mix_width)
-            case _:
-                scorer = TemplateMean()
+        scorer = similarity_model(similarity or usual, embed_dim, num_templates, mix_width)
     return embedder.requires_grad_(False), scorer.requires_grad_(False)
+
+
+def similarity_model(
+    kind: Similarity, embed_dim: int, num_templates: int = 14, mix_width: int = 768
+) -> PseudoText | TemplateMix | TemplateMean:
+    """What compares regions with words. The arguments are those of `maskclip_pp`; embed_dim D."""
+    match kind:
+        case "pseudo-text":
+            return PseudoText(embed_dim)
+        case "template-mix":
+            return TemplateMix(num_templates, mix_width)
+        case "template-mean":
+            return TemplateMean()
 
 
 def _fusion(alpha: float | None, beta: float) -> nn.Module:

@@ -20,17 +20,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
+from lexiseg.clip.open_clip import is_transformer
 from lexiseg.clip.text import TextEncoder
 from lexiseg.images import Canvas
 from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.vocabulary import template_set
 from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, sha256_of
 from lexiseg.weights.hub import MissingFileError, UnreachableError
-from lexiseg.weights.open_clip import convert_open_clip
+from lexiseg.weights.open_clip import convert_open_clip, convert_open_clip_transformer
 from lexiseg.weights.rules import ConversionError, shapes_of
-from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import text_encoder
 from lexiseg.zoo.model_folder import (
+    BUILDERS,
     MAX_DEPTH,
     MAX_SETTINGS_BYTES,
     Locate,
@@ -47,6 +48,8 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLE_FILE = "open_clip_pytorch_model.bin"
 TEMPLATES = "fcclip14"
+MASK_SCALE = "mask_logit_scale"
+"""Last part of the names of what mask tokens have and no CLIP."""
 
 
 class PreprocessSettings(BaseModel):
@@ -69,10 +72,14 @@ class OpenClipSettings(BaseModel):
 
 @dataclass(frozen=True)
 class OpenClip:
-    """The files of a CLIP, read: what a model folder with the builder "clustered" is made of."""
+    """The files of a CLIP, read: what a model folder is made of."""
 
     tower: dict[str, Any]
     """Its configuration."""
+    builder: str
+    """"clustered"; for an EVA-CLIP, which has no map to cluster, "maskclip_pp_given": it reads masks that are given."""
+    arguments: dict[str, Any]
+    """Of the builder."""
     system: dict[str, Tensor]
     text: dict[str, Tensor]
     sha256: str
@@ -83,23 +90,41 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
     """The CLIP whose files `locate` finds, every tensor accounted for."""
     path = locate(CONFIG_FILE)
     tower = _read_tower(path)
+    builder, arguments = "clustered", {"tower": tower}
     try:
-        targets = [shapes_of(module.state_dict()) for module in (clustered(tower), text_encoder(tower))]
+        if is_transformer(tower):
+            size = tower["vision_cfg"].get("image_size", 224)
+            builder, arguments = (
+                "maskclip_pp_given",
+                {"tower": tower, "short_edge": size, "similarity": "template-mean"},
+            )
+        modules = (BUILDERS[builder].system(**arguments), text_encoder(tower))
+        targets = [shapes_of(module.state_dict()) for module in modules]
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise ModelFolderError(f"{path}: model_cfg: no classifier of masks can be built from it: {error}") from error
     weights = _weights(locate, path)
+    # No CLIP has them; this is how the released classifiers began.
+    scales = {name: torch.full(targets[0].pop(name), -5.0) for name in list(targets[0]) if name.endswith(MASK_SCALE)}
+    convert = convert_open_clip_transformer if is_transformer(tower) else convert_open_clip
     try:
-        account, system, text = convert_open_clip(read_safetensors(weights, max_bytes), *targets)
+        account, system, text = convert(read_safetensors(weights, max_bytes), *targets)
     except (CheckpointError, ConversionError) as error:
         raise ModelFolderError(str(error) if str(weights) in str(error) else f"{weights}: {error}") from error
     system |= {name: torch.zeros((), dtype=torch.int64) for name in account.fresh}  # counters of batch norm
-    return OpenClip(tower, system, text, sha256_of(weights))
+    return OpenClip(tower, builder, arguments, {**system, **scales}, text, sha256_of(weights))
 
 
 def load_open_clip(locate: Locate, name: str, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES) -> Model:
-    """The CLIP with mask pooling as a model; what it finds by itself are the clusters of its own map."""
-    found = read_open_clip(locate, max_bytes)
-    system = clustered(found.tower)
+    """The CLIP with mask pooling as a model; what it finds by itself are the clusters of its own map.
+
+    An EVA-CLIP finds nothing by itself: it reads masks, by mask tokens, see `regions.mask_tokens`.
+    """
+    return model_of(read_open_clip(locate, max_bytes), name, device)
+
+
+def model_of(found: OpenClip, name: str, device: str | torch.device = "cpu") -> Model:
+    """The model of a CLIP whose files have been read."""
+    system = BUILDERS[found.builder].system(**found.arguments)
     put(found.system, system, name)
 
     @cache
@@ -119,6 +144,7 @@ def load_open_clip(locate: Locate, name: str, device: str | torch.device = "cpu"
         outputs=OutputSettings(),
         training_phrases=(),
         card={"title": f"{name} with mask pooling"},
+        mix_templates=found.builder == "clustered",
     )
 
 
@@ -129,9 +155,10 @@ def save_open_clip(locate: Locate, name: str, folder: Path, max_bytes: int = MAX
         folder,
         found.system,
         found.text,
-        builder="clustered",
-        arguments={"tower": found.tower},
+        builder=found.builder,
+        arguments=found.arguments,
         templates=TEMPLATES,
+        mix_templates=found.builder == "clustered",
         card={"title": f"{name} with mask pooling", "source_sha256": found.sha256},
     )
 
