@@ -62,6 +62,33 @@ def test_the_savings_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(network(dense, soft), plainly(network, dense, soft), rtol=1e-4, atol=1e-5)
 
 
+def test_far_from_edges_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks in a corner, across the border, in the middle, nowhere, everywhere: on a map much larger than the reach."""
+    network = adapter()
+    h, w = 32, 28
+    dense = torch.randn(1, WIDTH, h, w, generator=torch.Generator().manual_seed(2))
+    masks = torch.zeros(1, 6, 4 * h, 4 * w, dtype=torch.bool)
+    masks[0, 0, :9, :10] = True
+    masks[0, 1, 40:60, -17:] = True
+    masks[0, 2, 62:66, 50:51] = True
+    masks[0, 3, 16:, :] = True  # its edge lies between two positions
+    masks[0, 5] = True
+    expected = plainly(network, dense, masks)
+    positions: list[int] = []
+    whole = mask_adapter.ConvNeXtBlock.update
+
+    def counted(block: mask_adapter.ConvNeXtBlock, y: Tensor) -> Tensor:
+        positions.append(y[..., 0].numel())
+        return whole(block, y)
+
+    monkeypatch.setattr(mask_adapter.ConvNeXtBlock, "update", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(network(dense, masks), expected, rtol=1e-4, atol=1e-5)
+    plain, near = positions[:3], positions[3:]
+    assert plain == [2 * h * w] * 3
+    assert near == sorted(near) and near[0] < near[2] < 0.4 * 6 * h * w
+
+
 def test_gradients_are_those_of_the_plain_form() -> None:
     network = adapter()
     dense, masks = example()

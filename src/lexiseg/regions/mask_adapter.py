@@ -25,6 +25,9 @@ from lexiseg.types import Features, Images, Regions
 STEM_STRIDE = 4
 """The mask stem halves twice: masks enter at four times the size of CLIP's map."""
 
+STEM_REACH = 7
+"""Pixels, each way, that a position of the mask stem reads."""
+
 HIDDEN_FLOATS = 64_000_000
 """Most numbers of the widest layer at once, where no gradient is asked for: 256 MB in float32."""
 
@@ -56,9 +59,11 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, h, w] -> the same shape."""
-        y = self.norm(self.dwconv(x).movedim(1, -1))  # [N, h, w, C]
-        y = self.gamma * self.pwconv2(functional.gelu(self.pwconv1(y)))
-        return x + y.movedim(-1, 1)
+        return x + self.update(self.dwconv(x).movedim(1, -1)).movedim(-1, 1)
+
+    def update(self, y: Tensor) -> Tensor:
+        """y [..., C], what the convolution made of positions -> what is added to them: nearly all of the work."""
+        return self.gamma * self.pwconv2(functional.gelu(self.pwconv1(self.norm(y))))
 
 
 class MaskAdapter(nn.Module):
@@ -68,7 +73,8 @@ class MaskAdapter(nn.Module):
     `cnext(fuse(dense + mask_downscaling(mask)))` up to the order of sums, for less: `fuse` is linear, so it is applied
     to the dense map once per image, and to the masks together with the last layer of their stem, whose D channels
     are never made; masks that are equal at the size of the stem are computed once; and where no gradient is asked
-    for, a few masks at a time, so that memory does not grow with their number.
+    for, a few masks at a time, so that memory does not grow with their number, and only near the edges of each mask:
+    elsewhere the maps are those of a mask without any pixel, or of one with all.
     """
 
     def __init__(self, joint_width: int, width: int = 768, mask_width: int = 16, num_maps: int = 16) -> None:
@@ -101,9 +107,12 @@ class MaskAdapter(nn.Module):
         found = []
         for image, own in zip(self.fuse(dense), masks, strict=True):
             distinct, row = own.unique(dim=0, return_inverse=True)  # [U, 4 h, 4 w], [Q]
-            chunks = [distinct] if torch.is_grad_enabled() else distinct.split(at_once)
-            maps = [self.activate(self.fused(image, chunk)) for chunk in chunks]
-            found.append(torch.cat(maps)[row])
+            if torch.is_grad_enabled():
+                maps = self.activate(self.fused(image, distinct))
+            else:
+                plain = self.plain_stages(image, (4 * h, 4 * w))
+                maps = torch.cat([self.activate_edges(image, chunk, plain) for chunk in distinct.split(at_once)])
+            found.append(maps[row])
         return torch.stack(found)
 
     def fused(self, image: Tensor, masks: Tensor) -> Tensor:
@@ -117,8 +126,52 @@ class MaskAdapter(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """x [N, width, h, w], map and mask fused -> map logits [N, M, h, w]."""
-        x = self.cnext3(self.cnext2(self.cnext1(x)))
-        return self.final(self.norm(x.movedim(1, -1)).movedim(-1, 1))
+        for block in self.blocks:
+            x = block(x)
+        return self.read(x.movedim(1, -1)).movedim(-1, 1)
+
+    @property
+    def blocks(self) -> tuple[ConvNeXtBlock, ...]:
+        return self.cnext1, self.cnext2, self.cnext3
+
+    def read(self, x: Tensor) -> Tensor:
+        """x [..., width], positions behind the blocks -> map logits [..., M]."""
+        return functional.linear(self.norm(x), self.final.weight.flatten(1), self.final.bias)
+
+    def plain_stages(self, image: Tensor, stem_hw: tuple[int, int]) -> list[Tensor]:
+        """image [width, h, w] -> for masks with no pixel and with all: before, between and after the blocks.
+
+        [2, h, w, width] each, and the map logits [2, h, w, M] at the end.
+        """
+        x = self.fused(image, torch.stack((image.new_zeros(stem_hw), image.new_ones(stem_hw))))
+        stages = [x]
+        for block in self.blocks:
+            stages.append(block(stages[-1]))
+        last_first = [stage.movedim(1, -1) for stage in stages]
+        return [*last_first, self.read(last_first[-1])]
+
+    def activate_edges(self, image: Tensor, masks: Tensor, plain: list[Tensor]) -> Tensor:
+        """The map logits [N, M, h, w] of masks [N, 4 h, 4 w]: computed near their edges, taken from `plain` elsewhere.
+
+        A position of the stem reads seven pixels each way, and a block three positions to every side. Where all of
+        what is read is empty, or all is full, the position is that of the plain mask, the border of the map included.
+        """
+        full = functional.max_pool2d(1 - masks[:, None], STEM_REACH, STEM_STRIDE, STEM_REACH // 2) == 0
+        empty = functional.max_pool2d(masks[:, None], STEM_REACH, STEM_STRIDE, STEM_REACH // 2) == 0
+        edge = (~(full | empty)).float()  # [N, 1, h, w]
+        kind = full[:, 0, ..., None]  # [N, h, w, 1]
+        x = self.fused(image, masks)
+        for block, after in zip(self.blocks, plain[1:], strict=False):
+            reach = block.dwconv.kernel_size[0]
+            edge = functional.max_pool2d(edge, reach, 1, reach // 2)
+            near = edge[:, 0].bool()  # [N, h, w]
+            rows = x.movedim(1, -1)[near] + block.update(block.dwconv(x).movedim(1, -1)[near])
+            x = torch.where(kind, after[1], after[0])
+            x[near] = rows
+            x = x.movedim(-1, 1)
+        maps = torch.where(kind, plain[-1][1], plain[-1][0])
+        maps[near] = self.read(rows)
+        return maps.movedim(-1, 1)
 
 
 def activation_weights(maps: Tensor) -> Tensor:
