@@ -29,6 +29,8 @@ STRIDE = 32
 def masks_of(data: Path, photos: int, edge: int, most: int) -> list[Tensor]:
     """Masks [Q, 4 h, 4 w] of the embedded generator, as an adapter would read them at this size; not the empty ones."""
     model, package = load("street-tiny"), LabelledPhotos(data)
+    if model.system.encoder is None:
+        raise TypeError("the embedded model has a tower of its own")
     text = model.text_bank(Vocabulary.parse(list(package.classes)))
     ids = package.ids("test" if "test" in package.splits else "val")
     found = []
