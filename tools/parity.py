@@ -31,7 +31,7 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 # asks for something else. The values are arrays by name, or json values by their (dotted) path.
 RUNNERS = (
     *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
-    *("parity_mask_adapter", "parity_mask_adapter_system", "parity_ovseg", "parity_benchmarks"),
+    *("parity_mask_adapter", "parity_mask_adapter_system", "parity_ovseg", "parity_maft", "parity_benchmarks"),
     *("parity_mask2former", "parity_maskclippp", "parity_maskclippp_system"),
 )
 

@@ -36,6 +36,7 @@ CLASSIFIERS = {
     "Mask-Adapter on MAFT+": "mask_adapter_maftplus",
     "MaskCLIP++ (with its ensemble)": "maskclip_pp",
     "OVSeg": "ovseg",
+    "MAFT": "maft",
     "clustered": "clustered",
     "a CLIP alone (open_clip)": "open_clip",
 }
@@ -47,6 +48,7 @@ GENERATORS = {
     "FC-CLIP's": "fcclip",
     "MAFT+'s": "maftplus",
     "OVSeg's": "ovseg",
+    "MAFT's": "maft",
     "clusters": "clustered",
     "Mask2Former": "mask2former",
     "EoMT": "eomt",
@@ -87,6 +89,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["maskclip_pp"] = toy_model(root / "maskclip_pp", "maskclip_pp", EVA_TOWERS["eva02"], seed=8)
     made["resnet"] = toy_model(root / "resnet", "fcclip", "resnet", seed=9)
     made["ovseg"] = toy_model(root / "ovseg", "ovseg", TRANSFORMER, seed=11)
+    made["maft"] = toy_model(root / "maft", "maft", TRANSFORMER, seed=12)
     made["open_clip"] = toy_open_clip(root / "open_clip", seed=10)
     for make in (tiny_mask2former, tiny_eomt, tiny_sam, tiny_sam2, tiny_sam3):
         name = make.__name__.removeprefix("tiny_")

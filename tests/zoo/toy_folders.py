@@ -46,6 +46,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "decoder_ffn_width": 20,
         "class_width": 12,
     },
+    "maft": {
+        "backbone": {"width": 8, "depths": [1, 1, 1, 1], "last_dilations": [1]},
+        "side": 64,
+        "first_block": 1,
+        "width": 32,
+        "num_queries": 6,
+        "encoder_layers": 1,
+        "encoder_ffn_width": 24,
+        "decoder_layers": 3,
+        "decoder_ffn_width": 40,
+        "class_width": 20,
+        "interaction_width": 48,
+        "points": 2,
+    },
     "clustered": {"clusters": 5},
 }
 """Builder -> arguments beside the tower."""

@@ -222,7 +222,7 @@ def convert(
         typer.Option(
             help="Whose checkpoint it is: auto, fcclip, maftplus-semantic, maftplus-panoptic, mask-adapter-fcclip, "
             "mask-adapter-maftplus-base, mask-adapter-maftplus-large, maskclip-pp-coco-panoptic, "
-            "maskclip-pp-coco-stuff, ovseg-small, ovseg-large, ovseg-large-words or ovseg-clip."
+            "maskclip-pp-coco-stuff, ovseg-small, ovseg-large, ovseg-large-words, ovseg-clip, maft or freeseg."
         ),
     ] = "auto",
     base: Annotated[

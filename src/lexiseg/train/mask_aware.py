@@ -1,7 +1,8 @@
-"""Losses that tune a CLIP for regions without letting it go: MAFT+ (ECCV 2024, arXiv 2408.00744).
+"""Losses that tune a CLIP for regions without letting it go: MAFT (NeurIPS 2023, arXiv 2310.00240) and MAFT+ (ECCV
+2024, arXiv 2408.00744).
 
-The mask-aware loss asks CLIP to score each proposal as well as its mask is; the compensation loss keeps the tuned
-trunk near the original one.
+The mask-aware loss of both asks CLIP to score each proposal as well as its mask is. The tuned CLIP is kept near the
+original one: in MAFT by what both say about the whole picture, in MAFT+ by the maps of their trunks.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ def mask_aware_loss(region_logits: Tensor, mask_logits: Tensor, targets: Sequenc
         wrong = wrong + functional.smooth_l1_loss(given, asked, reduction="sum")
         pairs += given.numel()
     return wrong / max(1, pairs)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Logits [B, K] of whole pictures by the tuned and by the original CLIP -> a scalar: how far their probabilities
+    differ, as smooth L1, mean over all entries."""
+    return functional.smooth_l1_loss(student.float().softmax(dim=-1), teacher.detach().float().softmax(dim=-1))
 
 
 def compensation_loss(student: Tensor, teacher: Tensor) -> Tensor:

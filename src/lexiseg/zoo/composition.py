@@ -26,6 +26,7 @@ from torch import nn
 
 from lexiseg.images import Canvas
 from lexiseg.proposals.closed_set import ClosedSet
+from lexiseg.proposals.clusters import ClusterProposals
 from lexiseg.proposals.given_masks import GivenMasks
 from lexiseg.proposals.own_backbone import OwnBackbone
 from lexiseg.proposals.transformers_folder import (
@@ -70,6 +71,9 @@ ALPHA, BETA = 0.4, 0.8
 OVERLAPPING = OutputSettings(overlap_threshold=0.5, least_cover=0.05)
 """Of generators whose masks may lie over each other and need not cover the photo: a mask that keeps half of itself
 still shows where its thing is, and a pixel on the seam of two masks, where both are weak, still has a class."""
+
+WORDLESS = (ClusterProposals, GivenMasks)
+"""Generators of this package that read no words and know no classes."""
 
 PROPOSALS, REGIONS = "proposals", "regions"
 """The folders of the parts."""
@@ -198,10 +202,11 @@ def join(generator: Generator, classifier: Model, choices: Choices, name: str) -
     if backbone is not None and not (system.encoder is not None and same_module(backbone, system.encoder)):
         module = OwnBackbone(backbone, module)
     embedder = system.embedder
-    # Nobody else judges those masks. An adapter sees even the smallest.
-    if generator.knows != "words" and not isinstance(embedder, MaskAdapterPool):
-        embedder = GrownUntilSeen(embedder)
     fuse = _fusion(generator, classifier, choices)
+    # Nobody else judges those masks. An adapter sees even the smallest, and MAFT has its own verdict on them.
+    nobody_else = generator.knows != "words" or (isinstance(fuse, RegionOnly) and fuse.only_valid)
+    if nobody_else and not isinstance(embedder, MaskAdapterPool):
+        embedder = GrownUntilSeen(embedder)
     canvas = choices.canvas or classifier.canvas
     paints = classifier.outputs.paint_threshold is not None  # its own way with masks that overlap
     text = generator.text
@@ -247,7 +252,8 @@ def _fusion(generator: Generator, classifier: Model, choices: Choices) -> Any:
         return RegionOnly()
     own = classifier.system.fuse
     # A classifier that was never beside such a generator has no say in this.
-    if isinstance(own, RegionOnly) or generator.knows == "its own classes":
+    alone = isinstance(own, RegionOnly) and not isinstance(generator.fuse, RegionOnly)
+    if alone or generator.knows == "its own classes":
         own = generator.fuse
     if not given and not isinstance(own, GeometricEnsemble):
         return own
@@ -272,7 +278,7 @@ def _generator(source: Source, settings: GeneratorSettings | None, device: str |
         return _transformers_generator(source, settings or {}, device)
     model = _load_part(source, device)
     system = model.system
-    if isinstance(system.fuse, RegionOnly):
+    if isinstance(system.generator, WORDLESS):
         return Generator(
             system.generator,
             "nothing",

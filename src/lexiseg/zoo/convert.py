@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lexiseg.images import Canvas
 from lexiseg.proposals.fcclip import fcclip_generator
+from lexiseg.proposals.freeseg import freeseg_generator
 from lexiseg.proposals.maskformer import maskformer_generator
 from lexiseg.vocabulary import Vocabulary, VocabularyError
 from lexiseg.weights import fcclip as fcclip_layout
+from lexiseg.weights import maft as maft_layout
 from lexiseg.weights import maftplus as maftplus_layout
 from lexiseg.weights import mask_adapter as adapter_layout
 from lexiseg.weights import maskclip_pp as classifier_layout
@@ -25,6 +27,7 @@ from lexiseg.weights.rules import Conversion, ConversionError, Ignored, Rule, sh
 from lexiseg.zoo.assembly import Assembled, assemble
 from lexiseg.zoo.catalogue import (
     FCCLIP_PAPER,
+    MAFT_PAPER,
     MAFTPLUS_PAPER,
     MASK_ADAPTER_PAPER,
     MASKCLIP_PP_PAPER,
@@ -35,6 +38,7 @@ from lexiseg.zoo.catalogue import (
 )
 from lexiseg.zoo.coco_words import COCO_CLASSES, COCO_PHRASES, COCO_STUFF_PHRASES
 from lexiseg.zoo.loading import converted_folder
+from lexiseg.zoo.maft import CANVAS as MAFT_CANVAS
 from lexiseg.zoo.maftplus import OBJECT_MASK_THRESHOLD, OVERLAP_THRESHOLD
 from lexiseg.zoo.mask_adapter import CANVAS, FCCLIP_OVERLAP_THRESHOLD, MAFTPLUS_OVERLAP_THRESHOLD
 from lexiseg.zoo.model_folder import BUILDERS, OutputSettings, Query, save_model_folder
@@ -134,18 +138,43 @@ def _ovseg(large: bool, **words: Any) -> CheckpointLayout:
     )
 
 
-def _ovseg_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What differs from the released models, beside tower and backbone."""
-    told = ovseg_layout.describe(source)
-    builders = (BUILDERS["ovseg"].system, maskformer_generator)
+def _unusual(told: Mapping[str, Any], *builders: Callable[..., Any]) -> dict[str, Any]:
+    """Of what a file tells, the arguments that differ from the defaults of the builders."""
     usual = {
         name: value.default for builder in builders for name, value in inspect.signature(builder).parameters.items()
     }
     return {name: value for name, value in told.items() if value != usual[name]}
 
 
+def _ovseg_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
+    return _unusual(ovseg_layout.describe(source), BUILDERS["ovseg"].system, maskformer_generator)
+
+
 def _ovseg_clip_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: value for name, value in ovseg_layout.describe_clip(source).items() if value}
+
+
+def _maft_sizes(source: Mapping[str, Tensor]) -> dict[str, Any]:
+    told = maft_layout.describe(source)
+    heads = inspect.signature(freeseg_generator).parameters["heads"].default
+    told["points"] = told.pop("heads_times_points") // heads
+    return _unusual(told, BUILDERS["maft"].system, freeseg_generator)
+
+
+def _maft(tuned: bool) -> CheckpointLayout:
+    return CheckpointLayout(
+        title="MAFT" if tuned else "FreeSeg",
+        paper=MAFT_PAPER,
+        builder="maft" if tuned else "freeseg",
+        recognises=maft_layout.is_official,
+        told=lambda source: maft_layout.is_tuned(source) == tuned,
+        rules=maft_layout.MAFT_RULES if tuned else maft_layout.FREESEG_RULES,
+        ignored=maft_layout.MAFT_IGNORED if tuned else maft_layout.FREESEG_IGNORED,
+        training_phrases=COCO_STUFF_PHRASES,
+        canvas=MAFT_CANVAS,
+        describe=_maft_sizes,
+        clip=maft_layout.CLIP,
+    )
 
 
 CLASSIFIERS: dict[str, bool | None] = {
@@ -193,6 +222,9 @@ LAYOUTS: dict[str, CheckpointLayout] = {
         clip="",
         templates=["a photo of {}"],
     ),
+    "maft": _maft(tuned=True),
+    # A file of MAFT holds the FreeSeg that it started from, too.
+    "freeseg": _maft(tuned=False),
     # Last: the others have its names, and more.
     "fcclip": CheckpointLayout("FC-CLIP", FCCLIP_PAPER, "fcclip", fcclip_layout.is_official),
 }

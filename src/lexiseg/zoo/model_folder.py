@@ -45,6 +45,7 @@ from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, 
 from lexiseg.weights.rules import ConversionError, Rule, convert, shapes_of
 from lexiseg.zoo.clustered import clustered
 from lexiseg.zoo.fcclip import fcclip, text_encoder
+from lexiseg.zoo.maft import freeseg, maft, maft_given
 from lexiseg.zoo.maftplus import maftplus
 from lexiseg.zoo.mask_adapter import mask_adapter_fcclip, mask_adapter_maftplus
 from lexiseg.zoo.maskclip_pp import maskclip_pp, maskclip_pp_given, maskclip_pp_mask2former
@@ -90,6 +91,9 @@ BUILDERS: dict[str, Builder] = {
     "maskclip_pp_given": Builder(maskclip_pp_given, text_encoder),
     "ovseg": Builder(ovseg, text_encoder),
     "ovseg_given": Builder(ovseg_given, text_encoder),
+    "maft": Builder(maft, text_encoder),
+    "freeseg": Builder(freeseg, text_encoder),
+    "maft_given": Builder(maft_given, text_encoder),
     "clustered": Builder(clustered, text_encoder),
 }
 """Every builder a folder may name."""
