@@ -63,7 +63,11 @@ class ImageError(ValueError):
         super().__init__(f"{self.name}: {self.problem}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        return (ImageError, (self.name, self.problem))
+        return (type(self), (self.name, self.problem))
+
+
+class ImageTooLargeError(ImageError):
+    """A picture beyond a limit on bytes or pixels."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,18 @@ class Canvas:
     without antialiasing; towers with a size of their own take their view from what it was before. MaskCLIP++ was scored
     so."""
 
+    def fit(self, size_hw: Size) -> Size:
+        """The size a photo has on the canvas: the short edge at `short_edge`, the long edge at most `long_edge`."""
+        height, width = fit_short_edge(size_hw, self.short_edge, self.long_edge)
+        return (max(height, 1), max(width, 1))  # a hair-thin picture would round to nothing
+
     def resize(self, photo: Photo) -> np.ndarray:
-        """uint8 [h, w, 3]: the short edge at `short_edge`, the long edge at most `long_edge`.
+        """uint8 [h, w, 3], of the size that `fit` tells.
 
         PIL's bilinear filter with its antialiasing, on 8-bit values, as the released models were scored.
         """
-        height, width = fit_short_edge(photo.size_hw, self.short_edge, self.long_edge)
-        size = (max(width, 1), max(height, 1))  # a hair-thin picture would round to nothing
+        height, width = self.fit(photo.size_hw)
+        size = (width, height)
         if (photo.rgb.shape[1], photo.rgb.shape[0]) == size:
             return photo.rgb
         return np.asarray(Image.fromarray(photo.rgb).resize(size, Image.Resampling.BILINEAR))
@@ -270,7 +279,7 @@ def _check_bytes(name: str, size: int, limits: ImageLimits) -> None:
     if size == 0:
         raise ImageError(name, "is empty (0 bytes); copy or download it again")
     if size > limits.max_bytes:
-        raise ImageError(
+        raise ImageTooLargeError(
             name,
             f"is larger than the limit of {_megabytes(limits.max_bytes)} MB; make it smaller or raise max_bytes",
         )
@@ -281,7 +290,7 @@ def _check_pixels(name: str, size_hw: Size, limits: ImageLimits) -> None:
     if height < 1 or width < 1:
         raise ImageError(name, f"has no pixels ({width} x {height}); give a picture with at least one")
     if height * width > limits.max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             name,
             f"has {width} x {height} = {_megapixels(height * width)} megapixels, more than the limit of "
             f"{_megapixels(limits.max_pixels)}; make it smaller or raise max_pixels",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
 from lexiseg.text_bank import cache_folder
-from lexiseg.types import Images, Prediction, TextBank
+from lexiseg.types import Images, Prediction, Proposals, Scores, Size, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
@@ -79,6 +80,9 @@ class Segmenter:
         self.augmented = augmented
         self._naming = naming_system(model.system)
         self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
+        self._banks_lock = threading.Lock()
+        self.keeps_words = True
+        """Whether encoded words are kept on the disk; a server does not write down what its clients type."""
         self.device = torch.device("cpu")
         self.to(device)
 
@@ -212,7 +216,7 @@ class Segmenter:
         return self._stream(_paired(images, masks), question)
 
     def _stream(
-        self, pairs: Iterable[tuple[ImageInput | Photo, MaskInput | PhotoMasks | None]], question: _Question
+        self, pairs: Iterable[tuple[ImageInput | Photo, MaskInput | PhotoMasks | None]], question: Question
     ) -> Iterator[tuple[ImageInput | Photo, Result | ImageError]]:
         for number, (image, masks) in enumerate(pairs, start=1):
             outcome: Result | ImageError
@@ -228,7 +232,7 @@ class Segmenter:
 
     def _prepare(
         self, words: Words, task: str, background: bool, min_score: float | None, masks_given: bool
-    ) -> _Question:
+    ) -> Question:
         if task not in TASKS:
             raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
         if self.augmented and (task != "semantic" or masks_given):
@@ -242,29 +246,61 @@ class Segmenter:
         vocabulary = Vocabulary.parse(words, background=background)
         if task == "instance" and not masks_given and not any(entry.is_thing for entry in vocabulary.classes):
             raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
-        return _Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
+        return Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
 
     @torch.inference_mode()
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
         """The encoded vocabulary on the model's device; the last few are remembered."""
-        bank = self._banks.pop(vocabulary, None)
+        with self._banks_lock:
+            bank = self._banks.pop(vocabulary, None)
         if bank is None:
-            bank = self.model.text_bank(vocabulary, cache_folder()).to(self.device)
-        self._banks[vocabulary] = bank
-        while len(self._banks) > _REMEMBERED_VOCABULARIES:
-            self._banks.popitem(last=False)
+            bank = self.model.text_bank(vocabulary, cache_folder() if self.keeps_words else None).to(self.device)
+        with self._banks_lock:
+            self._banks[vocabulary] = bank
+            while len(self._banks) > _REMEMBERED_VOCABULARIES:
+                self._banks.popitem(last=False)
         return bank
 
+    def prepare(
+        self, words: Words, task: str = "semantic", *, background: bool = False, min_score: float | None = None
+    ) -> Question:
+        """What `together` asks about a photo: the words are read and encoded. The arguments are those of a call."""
+        return self._prepare(words, task, background, min_score, masks_given=False)
+
+    def size_on_canvas(self, photo: Photo) -> Size:
+        """Photos that agree in it may be segmented `together`."""
+        return self.model.canvas.fit(photo.size_hw)
+
     @torch.inference_mode()
-    def _segment(self, photo: Photo, question: _Question, masks: MaskInput | PhotoMasks | None) -> Result:
-        ids = None
-        if question.masks_given:
-            given = read_masks(cast(MaskInput, masks), photo, self.limits)
-            prediction, ids = self._named(self.model.canvas([photo]), given, question), given.ids
-        elif self.augmented:
-            prediction = self._found_by_looks(photo, question)
-        else:
-            prediction = self._found(self.model.canvas([photo]).to(self.device), question)
+    def together(self, photos: Sequence[Photo], questions: Sequence[Question]) -> list[Result]:
+        """Several photos in one pass, each with a question of its own.
+
+        They must have one size on the canvas, so that none is padded for another and each outcome is what it would be
+        alone. The encoder sees all of them at once; what follows it, those that share a vocabulary.
+        """
+        if len(photos) == 1 or self.skip_decided or self.augmented:
+            return [self._segment(photo, question, None) for photo, question in zip(photos, questions, strict=True)]
+        if len({self.size_on_canvas(photo) for photo in photos}) > 1:
+            raise ValueError("photos of several sizes on the canvas cannot be segmented together")
+        images, system = self.model.canvas(photos).to(self.device), self.model.system
+        features = system.encoder(images) if system.encoder is not None else None
+        of_words: dict[Vocabulary, list[int]] = {}
+        for row, question in enumerate(questions):
+            of_words.setdefault(question.vocabulary, []).append(row)
+        results: dict[int, Result] = {}
+        for rows in of_words.values():
+            own = images.rows(rows)
+            seen = None if features is None else features.rows(rows)
+            proposals, scores = system.read(own, seen, questions[rows[0]].bank)
+            for place, row in enumerate(rows):
+                scored = _scored_row(proposals, scores, place)
+                found = self._outcome(scored, questions[row], _frame(own.rows([place])), alone=True)
+                results[row] = self._result(found, photos[row], questions[row])
+        return [results[row] for row in range(len(photos))]
+
+    def _result(
+        self, prediction: Prediction, photo: Photo, question: Question, mask_ids: Sequence[int] | None = None
+    ) -> Result:
         return make_result(
             prediction,
             question.vocabulary,
@@ -273,8 +309,20 @@ class Segmenter:
             model=self.model.name,
             source=photo.source,
             min_score=question.least,
-            mask_ids=ids,
+            mask_ids=mask_ids,
         )
+
+    @torch.inference_mode()
+    def _segment(self, photo: Photo, question: Question, masks: MaskInput | PhotoMasks | None) -> Result:
+        ids = None
+        if question.masks_given:
+            given = read_masks(cast(MaskInput, masks), photo, self.limits)
+            prediction, ids = self._named(self.model.canvas([photo]), given, question), given.ids
+        elif self.augmented:
+            prediction = self._found_by_looks(photo, question)
+        else:
+            prediction = self._found(self.model.canvas([photo]).to(self.device), question)
+        return self._result(prediction, photo, question, ids)
 
     @torch.inference_mode()
     def predict(self, image: ImageInput | Photo, words: Words, tasks: Sequence[Task]) -> dict[Task, Prediction]:
@@ -309,12 +357,12 @@ class Segmenter:
         images = with_given_masks(self.model.canvas([photo]), [hard]).to(self.device)
         return self._naming(images, question.bank)[1].class_probs[0].cpu()
 
-    def _found(self, images: Images, question: _Question) -> Prediction:
+    def _found(self, images: Images, question: Question) -> Prediction:
         """What the masks of the model's own generator show."""
         frame = _frame(images)
         return self._outcome(self._scored(images, question, frame), question, frame, alone=True)
 
-    def _found_by_looks(self, photo: Photo, question: _Question) -> Prediction:
+    def _found_by_looks(self, photo: Photo, question: Question) -> Prediction:
         """The classes of the pixels by the mean of several looks."""
         views = []
         for images, mirrored in looks(self.model.canvas, photo):
@@ -324,7 +372,7 @@ class Segmenter:
             views.append(postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame, mirrored))
         return postprocess.semantic_mean(views, self.model.outputs.sigmoid_at or "canvas")
 
-    def _outcome(self, scored: _Scored, question: _Question, frame: Frame, alone: bool) -> Prediction:
+    def _outcome(self, scored: _Scored, question: Question, frame: Frame, alone: bool) -> Prediction:
         masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs
         is_thing = self._things(question)
         if question.task == "semantic" and outputs.paint_threshold is not None:
@@ -339,7 +387,7 @@ class Segmenter:
         thresholds = (outputs.object_mask_threshold, outputs.overlap_threshold)
         return rule(masks, class_probs, scored.void_prob, is_thing, frame, *thresholds, sigmoid_at)
 
-    def _named(self, images: Images, given: PhotoMasks, question: _Question) -> Prediction:
+    def _named(self, images: Images, given: PhotoMasks, question: Question) -> Prediction:
         """What the given masks show. They are judged on the canvas, and come back on the photo's own grid."""
         hard = torch.from_numpy(given.masks)
         _, scores = self._naming(with_given_masks(images, [hard]).to(self.device), question.bank)
@@ -356,16 +404,15 @@ class Segmenter:
             hard, class_probs, void_prob, things, frame, overlap_threshold=0.0, part_share=None
         )
 
-    def _things(self, question: _Question) -> Tensor:
+    def _things(self, question: Question) -> Tensor:
         """[K] bool."""
         return torch.tensor([entry.is_thing for entry in question.vocabulary.classes], device=self.device)
 
-    def _scored(self, images: Images, question: _Question, frame: Frame) -> _Scored:
+    def _scored(self, images: Images, question: Question, frame: Frame) -> _Scored:
         """Of all proposals, or of those that can matter."""
         if not self.skip_decided:
             proposals, scores = self.model.system(images, question.bank)
-            told = proposals.class_logits is not None
-            return _Scored(proposals.mask_logits[0], scores.class_probs[0], scores.void_prob[0], told)
+            return _scored_row(proposals, scores, 0)
         selector, outputs = Selector(self.model.system, images, question.bank), self.model.outputs
         if question.task == "semantic":
             few = for_semantic(selector, frame)
@@ -378,7 +425,7 @@ class Segmenter:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """What is asked about every picture of a call."""
 
     vocabulary: Vocabulary
@@ -401,6 +448,12 @@ class _Scored:
     """[n]."""
     told_from_void: bool
     """The generator knows void: its masks compete for the pixels. Others may well lie over each other."""
+
+
+def _scored_row(proposals: Proposals, scores: Scores, row: int) -> _Scored:
+    """Of one picture of a batch."""
+    told = proposals.class_logits is not None
+    return _Scored(proposals.mask_logits[row], scores.class_probs[row], scores.void_prob[row], told)
 
 
 def _frame(images: Images) -> Frame:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from lexiseg.types import Images, Proposals, Regions, Scores, TextBank
+from lexiseg.types import Features, Images, Proposals, Regions, Scores, TextBank
 
 
 class System(nn.Module):
@@ -40,6 +40,10 @@ class System(nn.Module):
     def forward(self, images: Images, text: TextBank) -> tuple[Proposals, Scores]:
         """Masks [B, Q, h, w] on the canvas of `images` and their scores [B, Q, K]."""
         features = self.encoder(images) if self.encoder is not None else None
+        return self.read(images, features, text)
+
+    def read(self, images: Images, features: Features | None, text: TextBank) -> tuple[Proposals, Scores]:
+        """What follows the encoder, which knows no words: one look at pictures serves several vocabularies."""
         proposals = self.generator(images, features, text)
         regions = self.embedder(images, features, proposals.mask_logits)
         region_logits = self.scorer(regions, text)

@@ -13,6 +13,7 @@ D joint image-text width, C feature channels, H W canvas, h w a smaller grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -60,6 +61,17 @@ class Images:
             unscaled=None if unscaled is None else unscaled.to(device),
         )
 
+    def rows(self, chosen: Sequence[int]) -> Images:
+        """Some pictures of the batch, on the same canvas."""
+        index, masks, unscaled = list(chosen), self.given_masks, self.unscaled
+        return Images(
+            pixels=self.pixels[index],
+            sizes_hw=tuple(self.sizes_hw[row] for row in index),
+            original_hw=tuple(self.original_hw[row] for row in index),
+            given_masks=None if masks is None else masks[index],
+            unscaled=None if unscaled is None else unscaled.rows(index),
+        )
+
 
 @dataclass(frozen=True)
 class Features:
@@ -69,6 +81,11 @@ class Features:
     """Four maps [B, C, h, w], fine to coarse, at strides 4, 8, 16 and 32 of the canvas."""
     dense: Tensor
     """[B, C, h, w], the map that CLIP pools and projects."""
+
+    def rows(self, chosen: Sequence[int]) -> Features:
+        """Of some pictures of the batch."""
+        index = list(chosen)
+        return Features(tuple(level[index] for level in self.maps), self.dense[index])
 
 
 @dataclass(frozen=True)

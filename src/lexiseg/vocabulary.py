@@ -193,6 +193,18 @@ class Vocabulary:
         return vocabulary.with_background() if background else vocabulary
 
     @classmethod
+    def from_words(cls, words: str, background: bool = False) -> Vocabulary:
+        """Of a string, "sky, road | street, car", that never names a file: for words that come from elsewhere."""
+        vocabulary = cls(tuple(_read_words(words, "the words")))
+        return vocabulary.with_background() if background else vocabulary
+
+    @classmethod
+    def from_file_content(cls, content: bytes, name: str, background: bool = False) -> Vocabulary:
+        """Of what a vocabulary file holds; its ending says how to read it."""
+        vocabulary = cls(tuple(_read_content(_decoded(content, name), _file_kind(name), name)))
+        return vocabulary.with_background() if background else vocabulary
+
+    @classmethod
     def from_comma_format(cls, lines: Sequence[str], is_thing: Sequence[bool] | None = None) -> Vocabulary:
         """The format of the published class lists: one string per class, commas between its synonyms.
 
@@ -281,11 +293,18 @@ def _read_words(text: str, source: str) -> list[VocabularyClass]:
 
 
 def _read_file(path: Path) -> list[VocabularyClass]:
-    kind = FILE_SUFFIXES.get(path.suffix.lower())
+    kind = _file_kind(str(path))
+    return _read_content(_read_text(path), kind, str(path))
+
+
+def _file_kind(name: str) -> str:
+    kind = FILE_SUFFIXES.get(Path(name).suffix.lower())
     if kind is None:
-        raise VocabularyError(f"{path}: a vocabulary file ends in {', '.join(FILE_SUFFIXES)}")
-    text = _read_text(path)
-    source = str(path)
+        raise VocabularyError(f"{name}: a vocabulary file ends in {', '.join(FILE_SUFFIXES)}")
+    return kind
+
+
+def _read_content(text: str, kind: str, source: str) -> list[VocabularyClass]:
     if not text.strip():
         raise VocabularyError(f"{source}: the file is empty; write one class per line")
     if kind == "text":
@@ -322,12 +341,16 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VocabularyError(f"{path}: cannot be read ({reason})") from error
+    return _decoded(content, str(path))
+
+
+def _decoded(content: bytes, name: str) -> str:
     if len(content) > MAX_FILE_BYTES:
-        raise VocabularyError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MB, so hardly a list of classes")
+        raise VocabularyError(f"{name}: larger than {MAX_FILE_BYTES // 2**20} MB, so hardly a list of classes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise VocabularyError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
 def _read_lines(text: str, source: str) -> list[VocabularyClass]:
