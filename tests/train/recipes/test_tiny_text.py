@@ -63,7 +63,7 @@ def test_distillation_moves_names_to_their_places(tmp_path: Path, monkeypatch: p
     before = float(stage(0, random.Random(0))[1]["cosine"])
     run(stage, state, 40, tmp_path, learning_rate=1e-2, warmup=2, average_decay=0.9)
     assert float(stage(0, random.Random(0))[1]["cosine"]) > max(0.6, before)
-    folder = tiny_text.write_names(tmp_path)
+    folder = tiny_text.write_names(tiny_text.trained_tower(tmp_path), tmp_path / "names")
     names = json.loads((folder / "names.json").read_text())
     vectors = load_file(folder / "names.safetensors")["vectors"]
     assert vectors.shape == (len(names), 8)

@@ -185,17 +185,21 @@ def encode_names(tower: TextEncoder, names: list[str]) -> Tensor:
     return F.normalize(F.normalize(rows, dim=-1).unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
 
-def write_names(run_dir: Path) -> Path:
-    """Every name of the lexicon, by the averaged weights -> run_dir/names, which the image tower trains with."""
-    tower = build_text_encoder(CONFIG, device="cpu")
-    tower.load_state_dict(averaged_weights(run_dir))
+def write_names(tower: TextEncoder, folder: Path) -> Path:
+    """Every name of the lexicon as a text tower reads it -> `folder`, which the image tower trains with."""
     lexicon = load_lexicon()
     names = [*lexicon.training_names(), *lexicon.held_out_names()]
-    folder = run_dir / "names"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": encode_names(tower, names)}, folder / "names.safetensors")
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
     return folder
+
+
+def trained_tower(run_dir: Path) -> TextEncoder:
+    """The tower of a run, with its averaged weights."""
+    tower = build_text_encoder(CONFIG, device="cpu")
+    tower.load_state_dict(averaged_weights(run_dir))
+    return tower
 
 
 def phrase_lists(lexicon: Lexicon) -> tuple[list[str], list[str]]:
@@ -223,7 +227,7 @@ def work(out: Path, steps: int, batch: int, deadline: float | None) -> None:
     optimizer = torch.optim.AdamW(tower.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     stage = Distillation(tower, phrases, rows, count, batch)
     if run(stage, RunState(tower, optimizer), steps, out, learning_rate=2e-3, average_decay=0.998, deadline=deadline):
-        write_names(out)
+        write_names(trained_tower(out), out / "names")
 
 
 def train(out: Path, steps: int = STEPS, batch: int = 384, deadline: float | None = None) -> bool:
