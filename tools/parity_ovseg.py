@@ -22,6 +22,7 @@ from torch.nn import functional
 from lexiseg import postprocess
 from lexiseg.clip.text import TextEncoder, tokenize
 from lexiseg.clip.vit import MaskPromptedTransformer
+from lexiseg.data.pairs import shown_part
 from lexiseg.geometry import resize
 from lexiseg.images import Canvas, Photo
 from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD, normalise
@@ -40,7 +41,7 @@ from lexiseg.postprocess import Frame
 from lexiseg.regions.crops import Crop, MaskedCrops, boxes_of
 from lexiseg.scoring.fusion import PowerProduct, RegionOnly
 from lexiseg.system import System
-from lexiseg.train.clip_adaptation import centre_view, contrastive_loss, shown_part
+from lexiseg.train.clip_adaptation import centre_view, contrastive_loss
 from lexiseg.train.loop import cosine
 from lexiseg.train.maskformer import PixelCriterion, PixelMatcher, schedule
 from lexiseg.train.matcher import SegmentTargets

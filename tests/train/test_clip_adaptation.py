@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lexiseg.train.clip_adaptation import FILL, centre_view, contrastive_loss, shown_part
+from lexiseg.data.pairs import FILL, shown_part
+from lexiseg.train.clip_adaptation import centre_view, contrastive_loss
 
 
 def test_contrastive_loss_by_hand() -> None:

@@ -18,7 +18,7 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 import lexiseg.clip.pyramid  # noqa: F401 - registers our own tower with timm
-from lexiseg.clip.convnet import TimmTrunk
+from lexiseg.clip.convnet import MaskPromptedConvNet, TimmTrunk
 from lexiseg.clip.eva import EvaTrunk
 from lexiseg.clip.projection import Projection
 from lexiseg.clip.resnet import ResNetTrunk
@@ -124,6 +124,36 @@ def build_vision_transformer(
     with torch.device(device):
         return MaskPromptedTransformer(
             config["embed_dim"], prompt_depth=prompt_depth, quick_gelu=bool(config.get("quick_gelu")), **vision
+        )
+
+
+def build_crop_tower(
+    model: str | Mapping[str, Any],
+    *,
+    prompt_depth: int = 0,
+    side: int | None = None,
+    device: str | torch.device = "meta",
+) -> MaskPromptedTransformer | MaskPromptedConvNet:
+    """The image tower of a CLIP as one module, for square pictures of which only a part is shown.
+
+    prompt_depth: of a transformer see `build_vision_transformer`; of a ConvNet 1 or 0: are blank pixels learned? side:
+    of the pictures, for ConvNets, which take any; None is what the tower was made for.
+    """
+    vision = clip_config(model)["vision_cfg"]
+    if "timm_model_name" not in vision:
+        if side is not None and side != vision.get("image_size"):
+            raise UnsupportedTower(f"a side of {side}: a transformer takes the pictures it was made for")
+        return build_vision_transformer(model, prompt_depth=prompt_depth, device=device)
+    if prompt_depth not in (0, 1):
+        raise UnsupportedTower(f"a prompt depth of {prompt_depth}: in a ConvNet prompts stand before the first layer")
+    tower = build_image_tower(model, frozen=False, device=device)
+    assert tower.projection is not None  # towers of timm have one; for the reader of types
+    with torch.device(device):
+        return MaskPromptedConvNet(
+            tower.trunk.trunk,
+            tower.projection,
+            image_size=side or vision.get("image_size", 224),
+            prompted=bool(prompt_depth),
         )
 
 

@@ -10,7 +10,7 @@ Parameter names below the embedder; the official ones are `clip_adapter.clip_mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,13 +67,20 @@ def expand_boxes(boxes_xyxy: Tensor, ratio: float, height: int, width: int) -> T
     return corners.long().clamp_(min=0).minimum(corners.new_tensor([width, height, width, height]).long())
 
 
+def mask_probs(images: Images, index: int, mask_logits: Tensor) -> Tensor:
+    """mask_logits [n, h, w] of picture `index` -> their probabilities [n, H, W] on it, without the padding."""
+    height, width = images.sizes_hw[index]
+    return resize(mask_logits[None], images.canvas_hw)[0, :, :height, :width].sigmoid()
+
+
 class MaskedCrops(nn.Module):
     """A region is what CLIP makes of the proposal's box with everything else in it blanked.
 
     Boxes are cut from the canvas. They are brought to CLIP's square without regard to their aspect, bicubically and
     without antialiasing, the masks by the nearest pixel: so the released models were scored. A proposal whose
     probability is above `threshold` nowhere keeps its row with `valid` false, a zero embedding, and costs nothing; the
-    others cost one pass of the tower each, `at_once` of them together, across the pictures of a batch.
+    others cost one pass of the tower each, `at_once` of them together, across the pictures of a batch. Masks of a
+    picture that are equal pixel by pixel cost one pass together.
     """
 
     def __init__(
@@ -99,53 +106,93 @@ class MaskedCrops(nn.Module):
 
     def forward(self, images: Images, features: Features | None, mask_logits: Tensor) -> Regions:
         """mask_logits [B, Q, h, w] on the canvas of `images` -> embeds [B, Q, D]. features: not looked at."""
-        valid = torch.zeros(mask_logits.shape[:2], dtype=torch.bool, device=mask_logits.device)
-        found, waiting = [], []
-        for index in range(len(mask_logits)):
-            for query, crop in self.crops_of(images, index, mask_logits[index]):
-                valid[index, query] = True
-                waiting.append(crop)
-                if len(waiting) == self.at_once:
-                    found.append(self.embed(waiting))
-                    waiting = []
+        return self.together([(images, mask_logits)])[0]
+
+    def together(self, batches: Sequence[tuple[Images, Tensor]]) -> list[Regions]:
+        """(images, mask_logits [B, Q, h, w] on their canvas) -> the regions of each, as if each came alone.
+
+        Crops fill the tower's batches whatever canvas they come from: pictures that would change if they were padded to
+        a common one share them too.
+        """
+        found: list[Tensor] = []
+        waiting: list[Crop] = []
+        places = [torch.full(masks.shape[:2], -1, dtype=torch.int64) for _, masks in batches]
+        """Which crop each mask is shown as; -1 for none."""
+        count = 0
+        for (images, masks), place in zip(batches, places, strict=True):
+            for index in range(len(masks)):
+                normal = self.normalised(images.pixels[index])
+                shown_before: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+                for row, shown, box in self.visible(images, index, masks[index]):
+                    alike = shown_before.setdefault(tuple(box), [])
+                    known = next((other for other, mask in alike if torch.equal(mask, shown)), None)
+                    if known is not None:  # the same pixels again
+                        place[index, row] = place[index, known]
+                        continue
+                    alike.append((row, shown))
+                    place[index, row] = count
+                    count += 1
+                    waiting.append(self.crop(images.pixels[index], shown, box, normal))
+                    if len(waiting) == self.at_once:
+                        found.append(self.embed(waiting))
+                        waiting = []
         if waiting:
             found.append(self.embed(waiting))
-        embeds = mask_logits.new_zeros(*valid.shape, self.tower.embed_dim)
-        if found:
-            embeds = embeds.masked_scatter(valid[..., None], torch.cat(found).to(embeds))
-        return Regions(embeds=embeds, valid=valid)
+        embeds = torch.cat(found) if found else None
+        return [self._regions(masks, place, embeds) for (_, masks), place in zip(batches, places, strict=True)]
+
+    def _regions(self, masks: Tensor, place: Tensor, embeds: Tensor | None) -> Regions:
+        """place [B, Q]: the row of each mask in embeds [N, D], -1 for none."""
+        place = place.to(masks.device)
+        valid = place >= 0
+        own = masks.new_zeros(*valid.shape, self.tower.embed_dim)
+        if embeds is not None:
+            own = own.masked_scatter(valid[..., None], embeds[place[valid]].to(own))
+        return Regions(embeds=own, valid=valid)
 
     def crops_of(self, images: Images, index: int, mask_logits: Tensor) -> Iterator[tuple[int, Crop]]:
         """mask_logits [Q, h, w] of picture `index` -> its crops with their rows, in order; none for empty masks."""
-        picture, probs_of = images.pixels[index], self.probs(images, index, mask_logits.detach())
-        for start, probs in probs_of:
+        picture = images.pixels[index]
+        normal = self.normalised(picture)
+        for row, shown, box in self.visible(images, index, mask_logits):
+            yield row, self.crop(picture, shown, box, normal)
+
+    def visible(self, images: Images, index: int, mask_logits: Tensor) -> Iterator[tuple[int, Tensor, list[int]]]:
+        """mask_logits [Q, h, w] of picture `index` -> row, what is shown [H, W], box of each mask that is not empty."""
+        for start, probs in self.probs(images, index, mask_logits.detach()):
             inside = probs > self.threshold
             rows = inside.flatten(1).any(dim=1).nonzero().flatten()
             boxes = expand_boxes(boxes_of(inside[rows]), self.expansion, *probs.shape[-2:])
             for row, box in zip(rows.tolist(), boxes.tolist(), strict=True):
-                shown = probs[row] if self.matting else inside[row]
-                yield start + row, self.crop(picture, shown, box)
+                yield start + row, (probs if self.matting else inside)[row], box
 
     def probs(self, images: Images, index: int, mask_logits: Tensor) -> Iterator[tuple[int, Tensor]]:
         """mask_logits [Q, h, w] -> (first row, probabilities [n, H, W] on the picture), some masks at a time."""
-        height, width = images.sizes_hw[index]
-        canvas_hw = images.canvas_hw
-        step = max(1, CHUNK_FLOATS // (canvas_hw[0] * canvas_hw[1]))
+        step = max(1, CHUNK_FLOATS // (images.canvas_hw[0] * images.canvas_hw[1]))
         for start in range(0, len(mask_logits), step):
-            whole = resize(mask_logits[None, start : start + step], canvas_hw)[0]
-            yield start, whole[:, :height, :width].sigmoid()
+            yield start, mask_probs(images, index, mask_logits[start : start + step])
 
-    def crop(self, picture: Tensor, shown: Tensor, box_xyxy: list[int]) -> Crop:
-        """picture [3, H, W] in 0..255, shown [h, w] bool or in 0..1 -> what CLIP gets to see of the box."""
+    def normalised(self, picture: Tensor) -> Tensor:
+        """picture [3, H, W] in 0..255 -> the same as CLIP wants it."""
+        mean, std = (picture.new_tensor(values)[:, None, None] * 255.0 for values in (UNIT_MEAN, UNIT_STD))
+        return (picture - mean) / std
+
+    def crop(self, picture: Tensor, shown: Tensor, box_xyxy: list[int], normal: Tensor | None = None) -> Crop:
+        """picture [3, H, W] in 0..255, shown [H, W] bool or in 0..1 -> what CLIP gets to see of the box.
+
+        normal: `picture` normalised, where several crops of it are made. A hard mask takes each pixel from the one or
+        the other, before or after the normalisation alike; a soft one blends colours.
+        """
         x0, y0, x1, y1 = box_xyxy
-        mask = shown[y0:y1, x0:x1]
-        pixels = picture[:, y0:y1, x0:x1]
-        fill = pixels.new_tensor(CLIP_MEAN if self.fill == "mean" else (0.0, 0.0, 0.0))[:, None, None]
-        weight = mask.to(pixels)
-        pixels = pixels * weight + (1 - weight) * fill
-        mean, std = (pixels.new_tensor(values)[:, None, None] * 255.0 for values in (UNIT_MEAN, UNIT_STD))
+        weight = shown[y0:y1, x0:x1].to(picture)
+        fill = picture.new_tensor(CLIP_MEAN if self.fill == "mean" else (0.0, 0.0, 0.0))[:, None, None]
+        if self.matting:
+            pixels = self.normalised(picture[:, y0:y1, x0:x1] * weight + (1 - weight) * fill)
+        else:
+            normal = self.normalised(picture) if normal is None else normal
+            pixels = torch.where(weight > 0, normal[:, y0:y1, x0:x1], self.normalised(fill))
         side = (self.tower.image_size,) * 2
-        pixels = functional.interpolate(((pixels - mean) / std)[None], size=side, mode="bicubic", align_corners=False)
+        pixels = functional.interpolate(pixels[None], size=side, mode="bicubic", align_corners=False)
         mask = functional.interpolate(weight[None, None], size=side, mode="nearest")[0, 0]
         return Crop(pixels=pixels[0], mask=mask if self.matting else mask > 0)
 

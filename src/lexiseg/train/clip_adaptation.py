@@ -1,19 +1,25 @@
-"""What OVSeg trains its CLIP on: masked regions with words. The loss, the mask that a stored region carries, its view.
+"""What OVSeg trains its CLIP on: masked regions with words. The loss, and how a stored region is looked at.
 
 Open-Vocabulary Semantic Segmentation with Mask-adapted CLIP (CVPR 2023, arXiv 2210.04150), section 3.2 and 3.3.
 """
 
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-FILL = (124, 116, 103)
-"""The colour of the background in stored regions: by it the mask is known again, so files must be lossless."""
+AREA, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
+"""Of the part of a region that is looked at in training: its share of the region, and its width by its height."""
+TRIES = 10
+"""Parts drawn before the largest possible one in the middle is taken."""
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, factor: Tensor) -> Tensor:
@@ -26,9 +32,33 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, factor: Tensor) 
     return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
 
 
-def shown_part(region: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """region [H, W, 3] -> [H, W]: all that is not exactly of the background's colour."""
-    return (region != np.array(FILL, np.uint8)).any(axis=-1)
+def of_all_processes(rows: Tensor) -> Tensor:
+    """Rows [n, D] of this process -> [N, D] of all, in the order of their ranks. Only its own have a gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[dist.get_rank()] = rows
+    return torch.cat(parts)
+
+
+def random_view(rng: random.Random, region: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """region [H, W, 3] -> [side, side, 3]: most of it, stretched to a square bicubically.
+
+    The mask is read off the result by its colours: the rim, where colours are mixed, counts as shown.
+    """
+    height, width = region.shape[:2]
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+    part = Image.fromarray(np.ascontiguousarray(region[top : top + h, left : left + w]))
+    return np.asarray(part.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def centre_view(region: Image.Image, side: int) -> NDArray[np.uint8]:

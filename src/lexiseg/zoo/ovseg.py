@@ -16,7 +16,7 @@ from torch import nn
 
 from lexiseg.backbones.resnet import ResNet
 from lexiseg.backbones.swin import Swin
-from lexiseg.clip.open_clip import build_vision_transformer, clip_config
+from lexiseg.clip.open_clip import build_crop_tower, clip_config
 from lexiseg.images import Canvas
 from lexiseg.proposals.given_masks import GivenMasks
 from lexiseg.proposals.maskformer import maskformer_generator
@@ -86,13 +86,15 @@ def ovseg_given(
     matting: bool = False,
     expansion: float = 1.0,
     crops_at_once: int = 32,
+    crop_side: int | None = None,
     device: str | torch.device = "meta",
 ) -> System:
     """The adapted CLIP alone, for masks that come with the pictures or from any other generator.
 
-    The arguments are those of `ovseg`. The released demonstration with SAM has a CLIP that was only fine-tuned.
+    The arguments are those of `ovseg`; here the CLIP may be a ConvNet too, which is shown crops of any side: crop_side.
+    The released demonstration with SAM has a CLIP that was only fine-tuned.
     """
-    crops = _crops(tower, prompt_depth, device, threshold, fill, matting, expansion, crops_at_once)
+    crops = _crops(tower, prompt_depth, device, threshold, fill, matting, expansion, crops_at_once, crop_side)
     return System(None, GivenMasks(), crops, Cosine(math.log(100), stored=False), RegionOnly())
 
 
@@ -105,8 +107,9 @@ def _crops(
     matting: bool,
     expansion: float,
     crops_at_once: int,
+    crop_side: int | None = None,
 ) -> MaskedCrops:
-    vision = build_vision_transformer(tower, prompt_depth=prompt_depth, device=device).requires_grad_(False)
+    vision = build_crop_tower(tower, prompt_depth=prompt_depth, side=crop_side, device=device).requires_grad_(False)
     return MaskedCrops(
         vision, threshold=threshold, fill=fill, matting=matting, expansion=expansion, at_once=crops_at_once
     )
