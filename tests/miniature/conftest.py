@@ -1,0 +1,5 @@
+"""The photos of the tests of evaluation."""
+
+from tests.evaluation.conftest import package
+
+__all__ = ["package"]
