@@ -76,7 +76,9 @@ def step_schedule(step: int, total_steps: int, warmup: int = 0, drops: Sequence[
     return 0.1 ** sum(step >= round(drop * total_steps / TOTAL_STEPS) for drop in drops)
 
 
-def augment(rng: random.Random, photo: PanopticPhoto, crop: int = CROP) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def augment(
+    rng: random.Random, photo: PanopticPhoto, crop: int = CROP, scales: tuple[float, float] = SCALES
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """A random flip, scale and crop -> image [crop, crop, 3] and segment ids [crop, crop].
 
     A small photo does not fill the crop: right and bottom are grey, and no segment. One random number places the
@@ -86,7 +88,7 @@ def augment(rng: random.Random, photo: PanopticPhoto, crop: int = CROP) -> tuple
     if rng.random() < 0.5:
         image, ids = image[:, ::-1], ids[:, ::-1]
     height, width = ids.shape
-    scale = rng.uniform(*SCALES)
+    scale = rng.uniform(*scales)
     ratio = min(crop * scale / height, crop * scale / width)
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))  # PIL: (width, height)
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR))
@@ -115,10 +117,14 @@ def targets_of(ids: NDArray[np.int32], classes: dict[int, int]) -> SegmentTarget
 
 
 def batch_of(
-    rng: random.Random, photos: Sequence[PanopticPhoto], crop: int, device: torch.device
+    rng: random.Random,
+    photos: Sequence[PanopticPhoto],
+    crop: int,
+    device: torch.device,
+    scales: tuple[float, float] = SCALES,
 ) -> tuple[Images, list[SegmentTargets]]:
     """Augmented crops of the photos and what is on them."""
-    crops = [augment(rng, photo, crop) for photo in photos]
+    crops = [augment(rng, photo, crop, scales) for photo in photos]
     pixels = torch.from_numpy(np.stack([image for image, _ in crops])).permute(0, 3, 1, 2)
     targets = [targets_of(ids, photo.classes) for (_, ids), photo in zip(crops, photos, strict=True)]
     # The grey border is part of the picture: it is normalised like the rest, unlike the padding of a canvas.
