@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lexiseg.vocabulary import Vocabulary
 
 DEFAULT_MODEL = "street-tiny"
+MINIATURE = "mini"
 _TABLE_ROWS = 30
 
 app = typer.Typer(
@@ -291,7 +293,8 @@ def evaluate(
     benchmark: Annotated[
         str,
         typer.Option(
-            help="A name from `lexiseg data prepare`, or labelled photos: a folder or a zip with dataset.json inside."
+            help="A name from `lexiseg data prepare`, or labelled photos: a folder or a zip with dataset.json inside. "
+            "'mini': the six systems trained and measured alike, in hours."
         ),
     ],
     model: Annotated[
@@ -325,12 +328,19 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     device: Device = "auto",
+    data: Annotated[Path | None, typer.Option(help="With 'mini': the folder of its packages.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="With 'mini': stop after so long; the same command goes on later.")
+    ] = None,
 ) -> None:
     """Measure models on labelled photos, beside the published numbers; with several, their differences.
 
     mIoU by both rules, per class; panoptic quality and AP where the data knows regions; seconds per photo; peak memory.
     `accelerate launch` and `torchrun` share the photos among processes; then --out is needed.
     """
+    if benchmark == MINIATURE:
+        _miniature(data, out, minutes)
+        return
     if html and out is None:
         _wrong("--html: the page needs a folder, given as --out")
     if words is not None and class_list is not None:
@@ -385,6 +395,75 @@ def evaluate(
         print(evaluation.to_markdown())
     if len(found) > 1:
         print(comparison_table(found))
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"As for `segment`; may be given several times, the first is the usual one. [{DEFAULT_MODEL}]"
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Who can reach it: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The page at /, beside the API.")] = True,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="A file with a key that clients must send. Or set LEXISEG_API_KEY. Default: no key."),
+    ] = None,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Refuse larger photos; of the file.")] = 32.0,
+    max_pixels: Annotated[float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.")] = 40.0,
+    max_words: Annotated[int, typer.Option(min=1, help="Refuse more words in one request, synonyms counted.")] = 1000,
+    places: Annotated[int, typer.Option(min=1, help="Requests at a time; more are told to come again.")] = 32,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to its answer.")] = 60.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Passes at a time. Default: one per core on a CPU, else one.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Most photos in one pass.")] = 8,
+    device: Device = "auto",
+) -> None:
+    """Serve a page for people at / and an API for programs under /v1, until Ctrl-C.
+
+    Logs go to stderr, a JSON object per line, without photos and words. Stopping finishes what was accepted.
+    """
+    try:
+        from lexiseg.apps.server.limits import Limits
+        from lexiseg.apps.server.starting import Offer, read_key, start
+    except ModuleNotFoundError as error:
+        _wrong(f"serve needs {error.name}: pip install 'lexiseg[serve]'")
+    limits = Limits(
+        max_bytes=round(max_megabytes * 2**20),
+        max_pixels=round(max_pixels * 1e6),
+        max_phrases=max_words,
+        places=places,
+        seconds=time_limit,
+    )
+    try:
+        offer = Offer(host=host, port=port, page=page, api_key=read_key(api_key_file), limits=limits)
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+    names = list(dict.fromkeys(model or [DEFAULT_MODEL]))
+    segmenters = {Path(name).name if Path(name).is_dir() else name: _segmenter(name, device, None) for name in names}
+    try:
+        start(segmenters, offer, workers=workers, max_batch=batch, say=lambda line: print(line, flush=True))
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+
+
+def _miniature(data: Path | None, out: Path | None, minutes: float | None) -> None:
+    if data is None or out is None:
+        _wrong(
+            f"--benchmark {MINIATURE} needs its packages, given as --data DIR, and a folder for its work, as --out DIR"
+        )
+    from lexiseg.miniature.running import run
+
+    try:
+        complete = run(data, out, deadline=None if minutes is None else time.time() + 60 * minutes)
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+    told = f"{out / 'mini-benchmark.md'}" if complete else "not complete; the same command goes on"
+    print(told)
 
 
 @data_app.command("prepare")

@@ -1,0 +1,40 @@
+"""The whole benchmark, so small that it says nothing: every part runs, and goes on where it was stopped."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lexiseg.apps.cli import app
+from lexiseg.miniature.questions import QUESTIONS
+from lexiseg.miniature.running import Extent, run
+from lexiseg.miniature.tuning import ENTRANTS
+
+SMALL = Extent(tower_steps=2, generator_steps=2, tuning_share=0.005, seeds=1, judged_photos=1, photos=2, processes=1)
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_report(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data"
+    assert not run(data, tmp_path, extent=SMALL, deadline=time.time())
+    assert not (tmp_path / "findings.json").exists()
+    while not run(data, tmp_path, extent=SMALL, deadline=time.time() + 20):  # stopped somewhere, again and again
+        assert not (tmp_path / "findings.json").exists()
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    assert [entrant["name"] for entrant in findings["entrants"]] == [entrant.name for entrant in ENTRANTS]
+    for entrant in findings["entrants"]:
+        assert set(entrant["answers"]) == {question.key for question in QUESTIONS}
+        assert {"seen", "unseen", "harmonic"} <= set(entrant["answers"]["Z2"]["groups"])
+    report = (tmp_path / "mini-benchmark.md").read_text()
+    assert all(entrant.title in report for entrant in ENTRANTS)
+    assert run(data, tmp_path, extent=SMALL)
+    assert json.loads((tmp_path / "findings.json").read_text()) == findings
+
+
+def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(app, ["eval", "--benchmark", "mini", "--out", str(tmp_path)])
+    assert outcome.exit_code == 2 and "--data" in outcome.output
+    outcome = CliRunner().invoke(app, ["eval", "--benchmark", "mini", "--data", str(tmp_path), "--out", str(tmp_path)])
+    assert outcome.exit_code == 2 and "camvid.zip" in outcome.output
