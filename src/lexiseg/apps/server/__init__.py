@@ -1,0 +1,1 @@
+"""`lexiseg serve`: the API, the page, and the queue behind both."""
