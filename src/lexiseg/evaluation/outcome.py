@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.data.packages import LabelledPhotos
+from lexiseg.data.published_words import remark_on
 from lexiseg.evaluation.candidates import Candidate
 from lexiseg.evaluation.records import (
     PhotoRecord,
@@ -325,6 +326,7 @@ def evaluation_of(records: Sequence[PhotoRecord], data: LabelledPhotos, plan: Pl
     phrases = _phrases_of_classes(data, plan)
     trained = candidate.training_phrases
     seen = None if trained is None else torch.tensor([not set(trained).isdisjoint(own) for own in phrases])
+    remark = remark_on(data.name, [entry.phrases for entry in plan.look.vocabulary.classes])
     times = drawn_times(len(records))
     of_class: list[dict[str, float]] = [{} for _ in range(number)]
     parts: dict[str, Any] = {}
@@ -380,7 +382,7 @@ def evaluation_of(records: Sequence[PhotoRecord], data: LabelledPhotos, plan: Pl
         peak_gpu_memory_mb=max((r.gpu_memory_mb for r in records if r.gpu_memory_mb is not None), default=None),
         machine=_machine(candidate.device),
         versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONS_OF}},
-        remarks=data.remarks,
+        remarks=(*data.remarks, *([] if remark is None else [remark])),
         published=_published(candidate.name, data.name),
         records=tuple(records),
         **parts,
