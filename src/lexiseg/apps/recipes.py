@@ -57,8 +57,21 @@ RECIPES: dict[str, Recipe] = {
         "tiny_generator",
         settings={"mixture": "OUTDOOR"},
     ),
+    "vit-tiny": Recipe(
+        "a small CLIP transformer that knows whole pictures alone: what maft can start from", "tiny_vit"
+    ),
+    "maft": Recipe(
+        "MAFT: FreeSeg's generator (--step generator), then CLIP's transformer behind any generator (--step tower)",
+        "maft",
+        "train_package",
+    ),
     "maftplus": Recipe(
         "MAFT+ of an FC-CLIP or MAFT+ model: CLIP's trunk tuned on labelled photos", "maftplus", "train_package"
+    ),
+    "ovseg": Recipe(
+        "OVSeg's classifier: CLIP on masked crops, tuned on mined pairs, with prompts, in any order",
+        "ovseg",
+        "train_pairs",
     ),
     "mask-adapter": Recipe(
         "an adapter for an FC-CLIP or MAFT+ model, in both stages, on labelled photos", "mask_adapter", "train_package"

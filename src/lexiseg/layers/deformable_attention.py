@@ -132,8 +132,10 @@ class DeformableAttention(nn.Module):
 class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention over several maps, then a feed-forward part; normalised after each sum."""
 
-    def __init__(self, width: int, heads: int, levels: int, points: int, ffn_width: int) -> None:
+    def __init__(self, width: int, heads: int, levels: int, points: int, ffn_width: int, dropout: float = 0.0) -> None:
+        """dropout: of what each part adds and inside the feed-forward part, in training."""
         super().__init__()
+        self.dropout = dropout
         self.self_attn = DeformableAttention(width, heads, levels, points)
         self.norm1 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, ffn_width)
@@ -145,17 +147,30 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes_hw: Sequence[Size]) -> Tensor:
         """tokens [B, N, width], positions [N, width], centres [N, 2] -> [B, N, width]; N = sum h w."""
         attended = self.self_attn(tokens + positions, tokens, centres, sizes_hw)
-        tokens = self.norm1(tokens + attended)
-        return self.norm2(tokens + self.linear2(functional.relu(self.linear1(tokens))))
+        tokens = self.norm1(tokens + self._drop(attended))
+        hidden = self._drop(functional.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self._drop(self.linear2(hidden)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.dropout, self.training)
 
 
 class DeformableEncoder(nn.Module):
     """Mixes several maps by deformable attention: maps in, maps of the same sizes out."""
 
-    def __init__(self, width: int, heads: int, levels: int, points: int, ffn_width: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        levels: int,
+        points: int,
+        ffn_width: int,
+        num_layers: int,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            DeformableEncoderLayer(width, heads, levels, points, ffn_width) for _ in range(num_layers)
+            DeformableEncoderLayer(width, heads, levels, points, ffn_width, dropout) for _ in range(num_layers)
         )
 
     def forward(self, tokens: Tensor, positions: Tensor, sizes_hw: Sequence[Size]) -> Tensor:

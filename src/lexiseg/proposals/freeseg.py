@@ -31,6 +31,9 @@ from lexiseg.types import Features, Images, Proposals, TextBank
 LOG_SCALE = math.log(100.0)
 """Of the similarity of queries and words: a constant, not CLIP's own."""
 
+DROPOUT = 0.1
+"""In training: of the pixel decoder's encoder, and of the attention to words."""
+
 BLOCK_FLOATS = 4_000_000
 """Attention weights of pixels and words that are held at once."""
 
@@ -43,7 +46,7 @@ class TextAttention(nn.Module):
     memory does not grow with the vocabulary.
     """
 
-    def __init__(self, width: int, text_width: int, inner_width: int, heads: int, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, text_width: int, inner_width: int, heads: int, dropout: float = DROPOUT) -> None:
         """width: of pixels. inner_width: of all heads together. dropout: of the attention weights, in training."""
         super().__init__()
         if inner_width % heads:
@@ -183,6 +186,7 @@ def freeseg_generator(
         points=points,
         ffn_width=encoder_ffn_width,
         norm_groups=norm_groups,
+        dropout=DROPOUT,
     )
     decoder = FreeSegDecoder(
         joint_width,

@@ -82,13 +82,15 @@ class PixelDecoder(nn.Module):
         points: int = 4,
         ffn_width: int = 1024,
         norm_groups: int = 32,
+        dropout: float = 0.0,
     ) -> None:
-        """in_channels: of `Features.maps`, fine to coarse. The finest map joins after the encoder."""
+        """in_channels: of `Features.maps`, fine to coarse. The finest map joins after the encoder. dropout: of the
+        encoder, in training."""
         super().__init__()
         finest, *mixed = in_channels
         self.input_proj = nn.ModuleList(_input_projection(channels, width, norm_groups) for channels in reversed(mixed))
         levels = len(mixed)
-        encoder = DeformableEncoder(width, heads, levels, points, ffn_width, num_layers)
+        encoder = DeformableEncoder(width, heads, levels, points, ffn_width, num_layers, dropout)
         self.transformer = MultiScaleEncoder(width, levels, encoder)
         self.adapter_1 = NormedConv(finest, width, 1, norm_groups)
         self.layer_1 = NormedConv(width, width, 3, norm_groups)
