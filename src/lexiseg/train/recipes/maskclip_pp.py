@@ -25,8 +25,8 @@ from lexiseg.images import place
 from lexiseg.train.loop import RunState, run, share_of
 from lexiseg.train.mask_tuning import (
     Batches,
-    Tuned,
     TrainingWords,
+    Tuned,
     loss_of_masks,
     parameter_groups,
     seeing_crops,
