@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from lexiseg.drawing import OPACITY, Patch, class_colors, overlay, shade
 from lexiseg.types import InstanceMasks, PanopticMap, Prediction, Segment, SemanticMap, Size
-from lexiseg.vocabulary import Vocabulary
+from lexiseg.vocabulary import Color, Vocabulary
 
 Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -129,20 +129,26 @@ class Result:
 
     # ------------------------------------------------------------------------------------------------------ pictures
 
-    def overlay(self, opacity: float = OPACITY) -> Image.Image:
-        """The photo with the segments over it and their words inside; small photos come back enlarged."""
-        colors = class_colors(self.vocabulary)
+    @property
+    def colors(self) -> tuple[Color, ...]:
+        """What each of the segments is drawn with."""
+        of_class = class_colors(self.vocabulary)
         seen: Counter[int] = Counter()
-        patches = []
+        chosen = []
         for segment in self.segments:
-            color = colors[segment.label_index]
-            text = segment.label
+            color = of_class[segment.label_index]
             if self.task != "semantic" and segment.is_thing:
                 # Instances of one class stand side by side: shades of its colour keep them apart.
                 color = shade(color, seen[segment.label_index])
                 seen[segment.label_index] += 1
-            if self.task == "instance":
-                text = f"{segment.label} {segment.score:.0%}"
+            chosen.append(color)
+        return tuple(chosen)
+
+    def overlay(self, opacity: float = OPACITY) -> Image.Image:
+        """The photo with the segments over it and their words inside; small photos come back enlarged."""
+        patches = []
+        for segment, color in zip(self.segments, self.colors, strict=True):
+            text = f"{segment.label} {segment.score:.0%}" if self.task == "instance" else segment.label
             patches.append(Patch(segment.id + 1, color, text))
         return overlay(self.rgb, self.label_map + 1, patches, opacity)  # -1 is no value of a picture
 
