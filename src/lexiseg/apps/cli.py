@@ -270,6 +270,7 @@ def train(
 ) -> None:
     """Train a model by a recipe; RECIPE --help shows its options. The same command goes on where it stopped."""
     from lexiseg.apps.recipes import RECIPES, start
+    from lexiseg.data.user_masks import DataProblems
 
     if recipe in (None, "-h", "--help"):
         print("Recipes (`lexiseg train RECIPE --help` shows the options of one):\n")
@@ -279,12 +280,18 @@ def train(
     if recipe not in RECIPES:
         _wrong(f"no recipe is called {recipe!r}: choose one of {', '.join(RECIPES)}")
     try:
-        complete = start(recipe, context.args)
+        outcome = start(recipe, context.args)
+    except DataProblems as problems:
+        for line in problems.lines:
+            _say(f"lexiseg: {line}")
+        raise typer.Exit(2) from None
     except ModuleNotFoundError as error:
         _wrong(f"{recipe} needs {error.name}: pip install 'lexiseg[train,dev]'")
     except (ValueError, FileNotFoundError) as error:
         _wrong(f"{recipe}: {error}")
-    if complete is False:
+    if isinstance(outcome, str):
+        print(outcome)
+    if outcome is False:
         _say(f"lexiseg: {recipe} is not complete; the same command goes on from here")
 
 

@@ -73,6 +73,11 @@ RECIPES: dict[str, Recipe] = {
         "ovseg",
         "train_pairs",
     ),
+    "maskclip-pp": Recipe(
+        "MaskCLIP++ of any CLIP here: tuned on true masks, your own or COCO's; accuracy before and after",
+        "maskclip_pp",
+        "train_masks",
+    ),
     "mask-adapter": Recipe(
         "an adapter for an FC-CLIP or MAFT+ model, in both stages, on labelled photos", "mask_adapter", "train_package"
     ),

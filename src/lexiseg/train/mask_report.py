@@ -43,13 +43,22 @@ class Named:
         correct, true, _ = self.counts[:, :, classes].sum(dim=0)
         return float(torch.where(true > 0, correct / true, math.nan).nanmean()) if (true > 0).any() else math.nan
 
-    def overall(self, classes: Tensor) -> float:
-        """Share of all masks of `classes`, 0..1."""
-        correct, true, _ = self.counts[:, :, classes].sum(dim=(0, 2)).tolist()
-        return correct / true if true else math.nan
-
     def masks(self, classes: Tensor) -> int:
+        """How many there are of `classes`."""
         return int(self.counts[:, 1, classes].sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file; counts as [photo, row, class, count] where they are not zero."""
+        places = self.counts.nonzero().tolist()
+        counts = [[*place, int(self.counts[tuple(place)])] for place in places]
+        return {"shape": list(self.counts.shape), "counts": counts, "answers": list(self.answers)}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Named:
+        counts = torch.zeros(told["shape"], dtype=torch.float64)
+        for photo, row, index, count in told["counts"]:
+            counts[photo, row, index] = count
+        return cls(counts, tuple(told["answers"]))
 
 
 @torch.inference_mode()
