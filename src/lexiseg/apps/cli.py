@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 data_app = typer.Typer(
-    help="Data sets: benchmarks from their publishers' files.",
+    help="Data sets: benchmarks from their publishers' files, pairs of regions and words from captions.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -518,6 +518,98 @@ def prepare_data(
     for remark in done.remarks:
         _say(f"lexiseg: {remark}")
     if not done.complete:
+        raise typer.Exit(1)
+
+
+@data_app.command("mine")
+def mine_data(
+    captions: Annotated[
+        Path,
+        typer.Argument(
+            help="A package with captions (folder or zip), COCO's captions .json, or a .tsv: file, caption."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the pairs; the same command goes on where it stopped.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the photos, for .json and .tsv.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a package. Default: its first.")] = None,
+    model: Annotated[str, typer.Option(help="Who draws masks, and compares them with words.")] = DEFAULT_MODEL,
+    regions: Annotated[
+        str | None, typer.Option(help="Another model or CLIP for the words; --model may then be any mask generator.")
+    ] = None,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Read regions as their model does, not from masked crops.")
+    ] = False,
+    crop_side: Annotated[int | None, typer.Option(min=16, max=1024, help="Pixels of a ConvNet's crops.")] = None,
+    captions_per_photo: Annotated[int, typer.Option(min=1, help="So many captions of a photo are read.")] = 1,
+    words: Annotated[
+        str | None, typer.Option(help="Look for these alone, in the place of all nouns; as for `segment --classes`.")
+    ] = None,
+    keep_all_nouns: Annotated[
+        bool, typer.Option("--keep-all-nouns", help="Also 'front', 'group' and others that name no region.")
+    ] = False,
+    min_photos: Annotated[int, typer.Option(min=1, help="Photos whose captions have a word, at least.")] = 1,
+    min_area: Annotated[float, typer.Option(min=0, max=1, help="Share of the photo a region covers at least.")] = 0.0,
+    max_area: Annotated[float, typer.Option(min=0, max=1, help="The same at most.")] = 1.0,
+    mutual: Annotated[
+        bool, typer.Option("--mutual", help="Only regions that are themselves most like their word, of the photo's.")
+    ] = False,
+    shard_photos: Annotated[int, typer.Option(min=1, help="Photos per shard: what a kill may cost.")] = 200,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of Ray Data, on this machine or its cluster (lexiseg[ray]).")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Mine regions with words from captions: OVSeg's data engine. `lexiseg train ovseg` learns from them.
+
+    Written are shards of pairs, counts, a table of the words, and sheet.png, to be looked at. --out may be shared by
+    several machines. Exit status 1 says that some photos could not be read.
+    """
+    from lexiseg.mining.matching import Filters
+    from lexiseg.mining.running import Run, Settings, Source, mine
+    from lexiseg.mining.sheet import save_sheet
+    from lexiseg.mining.summary import save_summary, summarise
+    from lexiseg.segmenter import pick_device
+
+    settings = Settings(
+        model=model,
+        regions=regions,
+        pooled=pooled,
+        crop_side=crop_side,
+        captions=captions_per_photo,
+        words=words,
+        keep_all_nouns=keep_all_nouns,
+        min_photos=min_photos,
+        filters=Filters(min_area, max_area, mutual),
+        shard_photos=shard_photos,
+    )
+    source = Source(*(None if path is None else str(path.resolve()) for path in (captions, images)), split)
+    console = _console(stderr=True)
+    try:
+        if workers is None:
+            chosen = pick_device(device)
+            mine(
+                out,
+                source,
+                settings,
+                device=chosen,
+                progress=lambda numbers, total: _with_progress(numbers, total, console, "mining"),
+            )
+        else:
+            from lexiseg.mining.scaling import mine_with_ray
+
+            mine_with_ray(Run.start(out, source, settings), workers, device)
+        found = summarise(out)
+        save_summary(found, out)
+        sheet = save_sheet(out) if found.pairs else None
+    except (ValueError, OSError, RuntimeError) as error:
+        _wrong(str(error))
+    print(found.lines())
+    print(
+        f"{out}" + (f"; look at {sheet} before you train: lexiseg train ovseg --pairs {out} --out RUN" if sheet else "")
+    )
+    for photo, problem in found.failures.items():
+        _say(f"lexiseg: {photo}: {problem}")
+    if found.failures:
         raise typer.Exit(1)
 
 
