@@ -145,6 +145,22 @@ def test_a_killed_command_goes_on(toy: Path, colours: Path, tmp_path: Path) -> N
     assert told == json.loads(json.dumps(numbers(alone)))
 
 
+@pytest.mark.slow  # three processes that import everything
+def test_accelerate_launch(toy: Path, colours: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is of the extra for training")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["-m", "lexiseg.apps.cli", "eval", "--benchmark", str(colours)]
+    launch += ["--model", str(toy), "--device", "cpu", "--out", str(tmp_path / "o")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(launch, env=environment, capture_output=True, check=True, timeout=300)
+    folder = tmp_path / "o"
+    assert len(list(folder.glob("toy.colours-12.val.records/records-*.jsonl"))) == 2
+    told = json.loads((folder / "toy.colours-12.val.json").read_text())
+    alone = evaluate_model(toy, colours, device="cpu", progress=False)
+    found = {key: value for key, value in told.items() if key not in VARYING}
+    assert found == json.loads(json.dumps(numbers(alone)))
+
+
 def test_records_of_something_else_are_not_continued(package: Path, tmp_path: Path) -> None:
     data = LabelledPhotos(package)
     grey = labelling(by_grey_level, fingerprint="one")
