@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lexiseg.geometry import MAX_ASPECT, RowResize, TowerView, fit_short_edge, resize, round_up
+from lexiseg.geometry import MAX_ASPECT, RowResize, TowerView, fit_short_edge, probs_on_grid, resize, round_up
 from lexiseg.types import Images
 
 
@@ -114,3 +114,12 @@ def test_masks_of_a_view_are_the_four_steps(rule: str) -> None:
         padding = (0, view.canvas_hw[1] - width, 0, view.canvas_hw[0] - height)
         there = resize(functional.pad(there, padding), (6, 5))[0]
         torch.testing.assert_close(found[index], there, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [((8, 12), (32, 48), (32, 48), (5, 7)), ((32, 48), (32, 48), (20, 41), (3, 3))])
+def test_probabilities_on_a_grid_as_three_steps_have_them(sizes: tuple[tuple[int, int], ...]) -> None:
+    mask_hw, canvas_hw, frame_hw, grid_hw = sizes
+    logits = torch.randn(4, *mask_hw) * 3
+    whole = resize(logits[None], canvas_hw).sigmoid()[..., : frame_hw[0], : frame_hw[1]]
+    found = probs_on_grid(logits, canvas_hw, frame_hw, grid_hw)
+    torch.testing.assert_close(found[None], resize(whole, grid_hw), rtol=1e-5, atol=1e-6)

@@ -89,3 +89,19 @@ def test_only_prompts_that_are_used_learn() -> None:
     tower(torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool)).sum().backward()
     assert tower.mask_embedding is not None and tower.mask_embedding.grad is not None
     assert tower.mask_embedding.grad.flatten(1).any(1).tolist() == [True] * 4 + [False] * 2
+
+
+@torch.no_grad()
+def test_a_grid_of_another_size() -> None:
+    """Positions keep their corners; a square that fills no patch is cut off."""
+    tower = build(0)
+    positions = tower.positions((7, 5))
+    assert torch.equal(positions[0], tower.positional_embedding[0])
+    small, large = tower.positional_embedding[1:].unflatten(0, (4, 4)), positions[1:].unflatten(0, (7, 5))
+    for row in (0, -1):
+        for column in (0, -1):
+            torch.testing.assert_close(large[row, column], small[row, column], rtol=1e-4, atol=1e-5)
+    assert tower.positions((4, 4)) is tower.positional_embedding
+    pixels = torch.randn(2, 3, 59, 40)
+    torch.testing.assert_close(tower(pixels), tower(pixels[:, :, :56]))
+    assert tower.enter(pixels).shape == (2, 36, 32)

@@ -113,3 +113,26 @@ def test_power_product_refuses_a_generator_without_classes() -> None:
         PowerProduct(0.7)(
             Proposals(torch.zeros(1, 1, 2, 2)), torch.zeros(1, 1, 1), torch.ones(1, 1).bool(), bank([True])
         )
+
+
+def test_masks_that_clip_cannot_see_have_a_vote_where_it_is_asked_for() -> None:
+    logits, valid = torch.randn(1, 3, 4), torch.tensor([[True, False, True]])
+    text = TextBank(logits, logits, torch.arange(4), torch.ones(4, dtype=torch.bool))
+    proposals = Proposals(torch.zeros(1, 3, 2, 2))
+    scores = RegionOnly(only_valid=False)(proposals, logits, valid, text)
+    torch.testing.assert_close(scores.class_probs, logits.softmax(-1))
+    assert not scores.void_prob.any()
+    assert not RegionOnly()(proposals, logits, valid, text).class_probs[0, 1].any()
+
+
+def test_another_exponent_for_seen_classes() -> None:
+    """FreeSeg: seen classes are the generator's affair, the others CLIP's."""
+    torch.manual_seed(0)
+    inner, outer = torch.randn(1, 3, 5), torch.randn(1, 3, 4)
+    seen, valid = torch.tensor([True, False, True, False]), torch.tensor([[True, False, True]])
+    text = TextBank(outer, outer, torch.arange(4), seen)
+    scores = PowerProduct(0.8, seen_weight=0.2)(Proposals(torch.zeros(1, 3, 2, 2), inner), outer, valid, text)
+    own, clip = inner.softmax(-1)[..., :-1], outer.softmax(-1)
+    clip[0, 1] = 1.0
+    torch.testing.assert_close(scores.class_probs[..., seen], (own**0.8 * clip**0.2)[..., seen])
+    torch.testing.assert_close(scores.class_probs[..., ~seen], (own**0.2 * clip**0.8)[..., ~seen])

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lexiseg.train.mask_aware import compensation_loss, mask_aware_loss, soft_ious, stretched, summary
+from lexiseg.train.mask_aware import (
+    compensation_loss,
+    distillation_loss,
+    mask_aware_loss,
+    soft_ious,
+    stretched,
+    summary,
+)
 from lexiseg.train.matcher import SegmentTargets
 
 LEFT = torch.zeros(4, 4, dtype=torch.bool)
@@ -80,3 +87,13 @@ def test_compensation_holds_the_student_only() -> None:
     assert compensation_loss(student, student).item() == 0
     compensation_loss(student, teacher).backward()
     assert student.grad.any() and teacher.grad is None
+
+
+def test_distillation_by_hand() -> None:
+    student, teacher = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 3.0]]).log()
+    # Half and half against nothing and all: 0.5 * 0.5 ** 2 for both.
+    loss = distillation_loss(student, teacher)
+    assert float(loss.detach()) == pytest.approx(0.125)
+    loss.backward()
+    assert student.grad is not None and student.grad[0, 0] > 0 > student.grad[0, 1]
+    assert float(distillation_loss(teacher, teacher)) == 0

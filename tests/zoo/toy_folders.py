@@ -60,8 +60,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "interaction_width": 48,
         "points": 2,
     },
+    "maft_given": {"side": 64, "first_block": 1},
     "clustered": {"clusters": 5},
 }
+ARGUMENTS["freeseg"] = ARGUMENTS["maft"]
 """Builder -> arguments beside the tower."""
 
 
