@@ -2,7 +2,7 @@
 
 import pytest
 
-from lexiseg.mining.nouns import ListedNouns, noun_finder, not_shown, words_of
+from lexiseg.mining.nouns import ListedNouns, not_shown, noun_finder, words_of
 
 
 def test_the_tagger_finds_nouns() -> None:
@@ -22,7 +22,7 @@ def test_listed_phrases_are_whole_words_and_the_longer_one_counts() -> None:
 
 
 def test_a_list_is_read_as_any_vocabulary(tmp_path) -> None:
-    (tmp_path / "words.txt").write_text("road, street\ncar\n")
+    (tmp_path / "words.txt").write_text("road | street\ncar\n")
     assert noun_finder(tmp_path / "words.txt")("cars on a street with a car") == ("street", "car")
 
 
