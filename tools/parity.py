@@ -4,9 +4,10 @@
     python tools/parity.py DIR [--only NAME]
 
 DIR holds manifests, vocabularies and cases (`case-*.json` with their `.npz`) of one method; a `pieces*.json` holds many
-small cases. A case describes itself: its `inputs` are fed, its `checks` name what is compared and how closely (the rule
-is in parity_compare.py). Which computation a case asks for is recognised by what it contains, never by its name. One
-row is printed per array, `N of M arrays within tolerance` at the end; the exit status is 0 when all are.
+small cases, an `optimizer-groups.json` those of a training. A case describes itself: its `inputs` are fed, its `checks`
+name what is compared and how closely (the rule is in parity_compare.py). Which computation a case asks for is
+recognised by what it contains, never by its name. One row is printed per array, `N of M arrays within tolerance` at the
+end; the exit status is 0 when all are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Runner = Callable[[dict[str, Any], Mapping[str, np.ndarray], Path], "dict[str, A
 RUNNERS = (
     *("parity_fcclip_text", "parity_fcclip_pieces", "parity_fcclip_system", "parity_maftplus"),
     *("parity_mask_adapter", "parity_mask_adapter_system", "parity_ovseg", "parity_maft", "parity_benchmarks"),
-    *("parity_mask2former", "parity_maskclippp", "parity_maskclippp_system"),
+    *("parity_mask2former", "parity_maskclippp", "parity_maskclippp_system", "parity_maskclippp_training"),
 )
 
 STATISTICS: dict[str, Callable[[np.ndarray], float]] = {
@@ -162,6 +163,8 @@ def run_check(
 def cases_of(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, case, arrays) of a file: one, or one for each of its pieces, whose names then lose their prefix."""
     case = json.loads(path.read_text())
+    if "configs" in case and "checks" not in case:
+        case = of_groups(case)
     arrays_file = path.with_suffix(".npz")
     arrays = dict(np.load(arrays_file)) if arrays_file.exists() else {}
     if "pieces" not in case:
@@ -180,6 +183,27 @@ def cases_of(path: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]
         said = {key: words if isinstance(words, dict) else {"meaning": words} for key, words in piece["arrays"].items()}
         of_piece = {"run": case["run"][name], "inputs": inputs, "checks": checks, "arrays": said}
         yield f"{path.stem}/{name}", {**piece, **of_piece}, values
+
+
+def of_groups(listed: dict[str, Any]) -> dict[str, Any]:
+    """A case of a file that lists optimiser groups by configuration, and [step, rate] of the schedule, without checks.
+
+    The order within a group means nothing.
+    """
+    samples = next(value for key, value in listed.items() if key.startswith("learning_rate"))["values"]
+    configs = {
+        name: {key: sorted(names) for key, names in groups.items()} for name, groups in listed["configs"].items()
+    }
+    checks: dict[str, Any] = {f"configs.{name}": {"role": "output"} for name in configs}
+    checks["rates.values"] = {"role": "output", "rtol": 1e-9}
+    steps, rates = (list(column) for column in zip(*samples, strict=True))
+    return {
+        "run": listed["what"],
+        "inputs": [],
+        "configs": configs,
+        "rates": {"steps": steps, "values": rates},
+        "checks": checks,
+    }
 
 
 def run_case(
@@ -224,7 +248,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="only cases whose file name contains this")
     options = parser.parse_args()
-    paths = sorted((*options.folder.glob("case-*.json"), *options.folder.glob("pieces*.json")))
+    patterns = ("case-*.json", "pieces*.json", "optimizer-groups.json")
+    paths = sorted(path for pattern in patterns for path in options.folder.glob(pattern))
     runners = [importlib.import_module(name).run for name in RUNNERS]
     passed = total = 0
     for path in paths:
