@@ -9,6 +9,7 @@ told from those left.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,9 @@ Results are the same but for pixels whose two best classes are closer than that 
 
 STEP = 16
 """Proposals computed at least at a time."""
+
+LEAST_PART = 0.25
+"""Of the proposals that are left, computed at a time for a semantic result."""
 
 
 def can_select(system: System) -> bool:
@@ -132,20 +136,22 @@ def for_semantic(selector: Selector, frame: Frame, sigmoid_at: SigmoidAt = "canv
 
     What is left out adds at most its bounds times its mask probabilities to any class. Where the best class leads by
     more it is certain. The proposals with the largest share in what is uncertain are computed next, and only
-    uncertain pixels are looked at again.
+    uncertain pixels are looked at again. The more of them there are, the more proposals are taken at once: where
+    nothing is certain after the first quarter, looking again and again would cost more than it could save.
     """
     masks, bounds = selector.masks, selector.bounds
     shares = bounds * masks.sigmoid().flatten(1).sum(1)
     uncertain = torch.ones(frame.output_hw, dtype=torch.bool, device=masks.device)
-    while True:
-        left = (~selector.done).nonzero().flatten()
-        if len(left) == 0:
+    part = LEAST_PART
+    while len(left := (~selector.done).nonzero().flatten()):
+        step = min(max(STEP, math.ceil(part * len(left))), len(left))
+        selector.score(left[shares[left].topk(step).indices])
+        if step == len(left):
             break
-        step = max(STEP, len(left) // 4)
-        selector.score(left[shares[left].topk(min(step, len(left))).indices])
         shares = _uncertain_shares(selector, frame, sigmoid_at, uncertain)
         if not uncertain.any():
             break
+        part = max(LEAST_PART, float(uncertain.float().mean()))
     return selector.selection()
 
 
