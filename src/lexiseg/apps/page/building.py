@@ -16,7 +16,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
-from gradio_client.utils import is_http_url_like
 from sklearn.datasets import load_sample_image
 
 from lexiseg.apps.page.viewing import view
@@ -24,7 +23,7 @@ from lexiseg.apps.server.questions import Ask, read_vocabulary_file, read_words
 from lexiseg.apps.server.refusals import Refusal
 from lexiseg.apps.server.routes import same_key
 from lexiseg.apps.server.service import Service
-from lexiseg.results import Task
+from lexiseg.results import TASKS, Task
 from lexiseg.zoo.catalogue import ZOO
 
 EXAMPLE_WORDS = "sky, tree, building | temple, lake | water"
@@ -73,7 +72,7 @@ def make_page(service: Service) -> gr.Blocks:
             "# Lexiseg\nName what you look for. Every place in your photo that shows it gets a colour.", elem_id="title"
         )
         with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=280):
                 gr.Markdown("**1. Your photo**", elem_classes="step")
                 photo = gr.Image(
                     type="filepath", sources=["upload", "clipboard"], height=260, show_label=False, elem_id="photo"
@@ -92,9 +91,9 @@ def make_page(service: Service) -> gr.Blocks:
                     kind = gr.Radio(_KINDS, value="semantic", label="What you want", elem_id="kind")
                     rest = gr.Checkbox(False, label='Add "anything else"', elem_id="rest")
                     listed = gr.File(
-                        label="A saved list of words, in place of the words above",
+                        label="A saved word list, in place of the words",
                         file_types=[".txt", ".yaml", ".yml", ".json"],
-                        height=110,
+                        height=150,
                         elem_id="listed",
                     )
                     model = gr.Dropdown(
@@ -102,7 +101,7 @@ def make_page(service: Service) -> gr.Blocks:
                     )
                 go = gr.Button("Find them", variant="primary", size="lg", elem_id="go")
                 said = gr.HTML("", elem_id="said")
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=280):
                 viewer = gr.HTML(
                     None,
                     html_template='<div class="viewer"></div>',
@@ -157,7 +156,7 @@ async def _answer(
         raise Refusal("wrong_field", "Choose a photo first, or try the example.")
     if not words.strip() and not listed:
         raise Refusal("wrong_field", "Type what to look for, such as: sky, tree, car")
-    if model not in service.models or kind not in dict(map(reversed, _KINDS)):
+    if model not in service.models or kind not in TASKS:
         raise Refusal("wrong_field", "Load this page again: the server has changed.")
     with service.place():
         try:
@@ -190,7 +189,7 @@ def _sent_file(payload: Any) -> str | None:
 
 async def _from_here(move: Callable[[Any], Awaitable[str | None]], path: Any) -> str | None:
     """Gradio would fetch an address that a client names as its file; this server fetches nothing."""
-    if path is not None and is_http_url_like(str(path)):
+    if str(path).lower().startswith(("http:", "https:")):
         raise gr.Error("Addresses are not fetched here; send the file.")
     return await move(path)
 

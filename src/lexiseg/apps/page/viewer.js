@@ -127,8 +127,10 @@ async function show(value) {
   const thead = document.createElement("thead");
   thead.append(head);
   const body = document.createElement("tbody");
+  const rows = [];
   const boxes = regions.map((region, index) => {
     const row = document.createElement("tr");
+    rows.push(row);
     const box = document.createElement("input");
     Object.assign(box, { type: "checkbox", checked: true });
     box.setAttribute("aria-label", `Show ${shownName[index]}`);
@@ -141,7 +143,9 @@ async function show(value) {
     const word = document.createElement("td");
     const swatch = text("span", undefined, "swatch");
     swatch.style.background = `rgb(${region.color})`;
-    word.append(swatch, shownName[index]);
+    const name = text("div", undefined, "name");
+    name.append(swatch, text("span", shownName[index]));
+    word.append(name);
     const share = text("td", percent(region.share), "number");
     const bar = text("span", undefined, "bar");
     bar.style.cssText = `width:${Math.max(1, 60 * region.share)}px;background:rgb(${region.color})`;
@@ -152,9 +156,10 @@ async function show(value) {
     row.addEventListener("click", (event) => {
       if (event.target !== box) box.click();
     });
-    body.append(row);
     return box;
   });
+  const bySize = regions.map((_, index) => index).sort((a, b) => regions[b].share - regions[a].share);
+  body.append(...bySize.map((index) => rows[index]));
   all.addEventListener("change", () => {
     boxes.forEach((box, index) => {
       box.checked = on[index] = all.checked;
@@ -181,14 +186,14 @@ async function show(value) {
         }
       }
     }
-    boxes.forEach((box, index) => box.closest("tr").classList.toggle("off", !on[index]));
+    rows.forEach((row, index) => row.classList.toggle("off", !on[index]));
     all.checked = on.every(Boolean);
     all.indeterminate = on.some(Boolean) && !all.checked;
     draw();
   }
 
   function draw() {
-    const pen = canvas.getContext("2d");
+    const pen = canvas.getContext("2d", { willReadFrequently: true });
     pen.drawImage(photo, 0, 0);
     const picture = pen.getImageData(0, 0, width, height);
     const bytes = picture.data;
@@ -214,8 +219,7 @@ async function show(value) {
     pen.font = `600 ${size}px system-ui, sans-serif`;
     pen.textBaseline = "middle";
     const taken = [];
-    const order = regions.map((_, index) => index).sort((a, b) => regions[b].share - regions[a].share);
-    for (const index of order) {
+    for (const index of bySize) {
       const region = regions[index];
       if (!on[index] || !region.at) continue;
       const boxWidth = pen.measureText(region.label).width + size;
@@ -242,7 +246,7 @@ async function show(value) {
   function mark(id) {
     if (id === marked) return;
     marked = id;
-    body.querySelectorAll("tr").forEach((row, index) => row.classList.toggle("marked", index + 1 === id));
+    rows.forEach((row, index) => row.classList.toggle("marked", index + 1 === id));
     draw();
   }
 

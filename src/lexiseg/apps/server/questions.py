@@ -123,9 +123,10 @@ def _from_json(body: bytes, limits: Limits, models: tuple[str, ...]) -> Ask:
 
 
 async def _from_multipart(request: Request, limits: Limits, models: tuple[str, ...]) -> Ask:
+    ending = bytearray()
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, limits),
+        _bounded(request, limits, ending),
         max_files=2,
         max_fields=len(_PART_NAMES),
         max_part_size=limits.max_word_bytes,
@@ -139,6 +140,8 @@ async def _from_multipart(request: Request, limits: Limits, models: tuple[str, .
     except (KeyError, UnicodeDecodeError):
         raise Refusal("broken_request", "the multipart body cannot be read: its content type is damaged") from None
     try:
+        if not ending.rstrip().endswith(b"--"):  # the parser forgives it, and forgets the part that is cut off
+            raise Refusal("broken_request", "the multipart body is cut short; send it again")
         return await _from_form(form, limits, models)
     finally:
         await form.close()
@@ -185,13 +188,15 @@ def _ask(fields: Fields, image: bytes, vocabulary: Vocabulary, models: tuple[str
     return Ask(image, _plain(fields.name), vocabulary, fields.task, model, fields.min_score, fields.answer)
 
 
-async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, cut off where it is too large."""
+async def _bounded(request: Request, limits: Limits, ending: bytearray | None = None) -> AsyncGenerator[bytes, None]:
+    """The body as it comes; raises Refusal where it is too large. ending: gets the last bytes of it."""
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
         if total > limits.max_body_bytes:
             raise _too_many_bytes(limits)
+        if ending is not None:
+            ending[:] = (ending + chunk)[-100:] if len(chunk) < 100 else chunk[-100:]
         yield chunk
 
 
