@@ -231,11 +231,12 @@ def start_system(
     found = load(model, device)
     reader = crop_reader(found, crop_side)
     state = reader.tower.state_dict()
-    depth = len(state["mask_embedding"]) if isinstance(reader.tower, MaskPromptedTransformer) else 1
-    if "mask_embedding" not in state:
-        depth = 0
-        if any(stage.prompts for stage in STAGES[order]):
-            depth = PROMPT_DEPTH if isinstance(reader.tower, MaskPromptedTransformer) else 1
+    blocks = isinstance(reader.tower, MaskPromptedTransformer)
+    depth = 0
+    if "mask_embedding" in state:
+        depth = len(state["mask_embedding"]) if blocks else 1
+    elif any(stage.prompts for stage in STAGES[order]):
+        depth = PROMPT_DEPTH if blocks else 1
     arguments: dict[str, Any] = {
         "tower": settings.arguments["tower"],
         "threshold": reader.threshold,
@@ -244,7 +245,7 @@ def start_system(
         "matting": reader.matting,
         "expansion": reader.expansion,
     }
-    if not isinstance(reader.tower, MaskPromptedTransformer):
+    if not blocks:
         arguments["crop_side"] = reader.tower.image_size
     system = ovseg_given(**arguments, device=device)
     crops = cast(MaskedCrops, system.embedder)
