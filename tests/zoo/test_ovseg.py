@@ -188,6 +188,36 @@ def test_a_clip_trained_afterwards_takes_the_place_of_the_first(tmp_path: Path) 
         layout.with_clip(trained, trained)
 
 
+def test_parts_trained_one_after_the_other_are_joined(tmp_path: Path) -> None:
+    before, after = (ovseg(TOWER, backbone=SWIN, device="cpu", **GENERATOR) for _ in range(2))
+    randomise(after, 5)
+    text = text_encoder(TOWER, device="cpu")
+    full = clip_of(official(after, text))
+    prompts = {"visual.mask_embedding": full.pop("visual.mask_embedding")}
+    files = {"segmenter.pth": official(before, text), "full.pth": full, "prompts.pth": prompts}
+    for name, state in files.items():
+        torch.save(state, tmp_path / name)
+    segmenter, tuned, learned = (tmp_path / name for name in files)
+    expected = after.embedder.tower.state_dict()
+
+    def tower(*parts: Path, file: Path = segmenter) -> dict[str, torch.Tensor]:
+        convert(file, tmp_path / "out", clips=parts)
+        return load_folder(tmp_path / "out").system.embedder.tower.state_dict()
+
+    both, alone, without = tower(tuned, learned), tower(learned, file=tuned), tower(learned, tuned)
+    for name, tensor in expected.items():
+        assert torch.equal(both[name], tensor) and torch.equal(alone[name], tensor), name
+    assert expected.keys() - without.keys() == {"mask_embedding"}  # a new CLIP has its own prompts, or none
+    only = tower(learned)
+    assert torch.equal(only["mask_embedding"], expected["mask_embedding"])
+    assert torch.equal(only["proj"], before.embedder.tower.proj)
+    assert load_folder(tmp_path / "out").card["joined_with"] == "prompts.pth"
+    with pytest.raises(ConversionError, match=r"prompts for 3 places of 64 channels, but the CLIP has 16 of 64"):
+        layout.with_prompts(full, {"visual.mask_embedding": torch.zeros(1, 3, 64)})
+    with pytest.raises(ConversionError, match="needed are"):
+        layout.with_prompts(prompts, prompts)
+
+
 @pytest.mark.parametrize("chosen", ["ovseg-large", "ovseg-large-words"])
 def test_from_the_front_door(chosen: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -238,8 +238,8 @@ def convert(
     clip: Annotated[
         list[Path] | None,
         typer.Option(
-            help="For a MaskCLIP++ classifier: the CLIP it began with, for its words; may be repeated. For OVSeg: a "
-            "CLIP in the place of that in the file."
+            help="For a MaskCLIP++ classifier: the CLIP it began with, for its words; may be repeated. For OVSeg: what "
+            "`lexiseg train ovseg` made, a CLIP or prompts, in the place of those in the file; may be repeated."
         ),
     ] = None,
     training_words: Annotated[

@@ -6,7 +6,7 @@ file holds the mask generator with its backbone and a whole CLIP, text tower inc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
@@ -94,6 +94,34 @@ def with_clip(segmenter: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> di
             f"{len(differing)} have another shape ({shown}): this is another tower"
         )
     return kept | {CLIP + name: tensor for name, tensor in clip.items()}
+
+
+def is_prompts(source: Mapping[str, Tensor]) -> bool:
+    """Whether these are the mask prompts of a CLIP, trained by themselves, and nothing else."""
+    return set(source) == {PROMPTS}
+
+
+def with_parts(source: Mapping[str, Tensor], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A checkpoint, or a CLIP alone, with what was trained one after the other: whole CLIPs and prompts, in order."""
+    joined = dict(source)
+    for part in parts:
+        joined = with_prompts(joined, part) if is_prompts(part) else with_clip(joined, part)
+    return joined
+
+
+def with_prompts(source: Mapping[str, Tensor], prompts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same CLIP with these prompts in the place of its own, or of none."""
+    clip = CLIP if is_official(source) else ""
+    if not clip and not is_clip(source):
+        raise ConversionError("needed are an OVSeg checkpoint or a CLIP under OpenAI's names to put the prompts into")
+    given = shape_of(prompts, PROMPTS, 3)
+    places, width = shape_of(source, clip + "visual.positional_embedding", 2)
+    if given[1] not in (1, places - 1) or given[2] != width:
+        raise ConversionError(
+            f"prompts for {given[1]} places of {given[2]} channels, but the CLIP has {places - 1} of {width}: they "
+            "were trained with another tower"
+        )
+    return dict(source) | {clip + PROMPTS: prompts[PROMPTS]}
 
 
 def has_swin(source: Mapping[str, Tensor]) -> bool:

@@ -290,8 +290,8 @@ def convert(
     base: for an adapter after its first training stage, the checkpoint of the model it was made for; the two are
     joined, which is what the second stage starts from. generator, clips: for a classifier of masks, the file of the
     generator it is to stand behind and those of the CLIPs that neither file holds; without a generator it names masks
-    that are given. For OVSeg, one CLIP in the place of that in its file. out: None puts a published model where `load`
-    finds it by its name. layout: a name of LAYOUTS or CLASSIFIERS, or "auto". tower, sizes_of_classifier (see
+    that are given. For OVSeg, what was trained afterwards, in order: a CLIP in the place of that in its file, prompts
+    in the place of its prompts. out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS or CLASSIFIERS, or "auto". tower, sizes_of_classifier (see
     `assemble`): only for checkpoints whose tower is none of the published ones. training_phrases: the words the model
     was trained with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
     """
@@ -314,13 +314,13 @@ def convert(
         return _save_assembled(assembled, files, out, training_phrases)
     if layout in CLASSIFIERS:
         raise ConversionError(f"{file}: not a MaskCLIP++ checkpoint: its names are others")
-    exchanged = len(clips) == 1 and ovseg_layout.is_official(first)
+    exchanged = bool(clips) and (ovseg_layout.is_official(first) or ovseg_layout.is_clip(first))
     if generator is not None or sizes_of_classifier or (clips and not exchanged):
         raise ConversionError(f"{file}: not a classifier of masks; only those stand with a generator of another file")
     if exchanged:
-        first = ovseg_layout.with_clip(first, read_checkpoint(clips[0]))
+        first = ovseg_layout.with_parts(first, [read_checkpoint(path) for path in clips])
     source = _with_base(file, first, None if base is None else Path(base))
-    joined = next(iter(clips), base)
+    joined = ", ".join(Path(clip).name for clip in clips) or (None if base is None else Path(base).name)
     layout = recognise(file, source) if layout == "auto" else layout
     kind = LAYOUTS[layout]
     if not kind.recognises(source):
@@ -341,7 +341,7 @@ def convert(
         canvas=kind.canvas,
         outputs=kind.outputs,
         training_phrases=list(kind.training_phrases if training_phrases is None else training_phrases),
-        card=card(entry, kind.title, kind.paper, file) | ({"joined_with": Path(joined).name} if joined else {}),
+        card=card(entry, kind.title, kind.paper, file) | ({"joined_with": joined} if joined else {}),
     )
     return Report(
         layout=layout,
