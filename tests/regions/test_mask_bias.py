@@ -1,5 +1,8 @@
 """A class token per mask, against one attention over all tokens with a bias for every pair."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,9 @@ from lexiseg.clip.vit import VisionTransformer
 from lexiseg.geometry import resize
 from lexiseg.regions.mask_bias import MaskBiasedAttention
 from lexiseg.types import Images, Regions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from mask_bias import with_full_bias  # the program that measures both forms
 
 SMALL = {"width": 32, "layers": 5, "patch_size": 8, "image_size": 32, "head_width": 8}
 SIDE, FIRST = 48, 2
@@ -20,26 +26,6 @@ def build(**options) -> MaskBiasedAttention:
     for block in tower.blocks:
         torch.nn.init.normal_(block.attn.in_proj_bias)
     return MaskBiasedAttention(tower, **{"side": SIDE, "first_block": FIRST, **options}).eval()
-
-
-def with_full_bias(embedder: MaskBiasedAttention, pixels: Tensor, allowed: Tensor) -> Tensor:
-    """The released form: all tokens in one attention, a bias of minus infinity where one may not look at the other."""
-    tower, count = embedder.tower, allowed.shape[1]
-    x = embedder.shared(pixels)
-    x = torch.cat((x[:, :1].expand(-1, count, -1), x[:, 1:]), dim=1)
-    length = x.shape[1]
-    for image in range(len(x)):
-        visible = torch.zeros(length, length, dtype=torch.bool)
-        visible[count:, count:] = True  # patches see patches
-        visible[:count, :count] = torch.eye(count, dtype=torch.bool)  # a token sees itself
-        visible[:count, count:] = allowed[image]  # and its mask
-        y = x[image : image + 1]
-        for block in tower.blocks[embedder.first_block :]:
-            normed = block.ln_1(y)
-            y = y + block.attn(normed, normed, normed, visible[None])
-            y = y + block.mlp(block.ln_2(y))
-        x[image] = y[0]
-    return tower.end(x[:, :count])
 
 
 def example(queries: int = 7) -> tuple[Images, Tensor]:
@@ -56,9 +42,9 @@ def test_the_same_as_with_the_full_bias(queries: int) -> None:
     embedder = build()
     images, masks = example(queries)
     masks[0, 0] = -5  # sees itself alone
-    allowed, view = embedder.allowed(images, masks), embedder.view(images)
+    allowed, tokens = embedder.allowed(images, masks), embedder.shared(embedder.view(images))
     regions: Regions = embedder(images, None, masks)
-    torch.testing.assert_close(regions.embeds, with_full_bias(embedder, view, allowed), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(regions.embeds, with_full_bias(embedder, tokens, allowed), rtol=1e-5, atol=1e-5)
     assert regions.valid[0, 0].item() is False and torch.isfinite(regions.embeds).all()
 
 

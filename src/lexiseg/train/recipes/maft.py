@@ -1,4 +1,4 @@
-"""MAFT on COCO-Stuff: FreeSeg's generator beside a frozen CLIP, then CLIP's image tower behind the frozen generator.
+r"""MAFT on COCO-Stuff: FreeSeg's generator beside a frozen CLIP, then CLIP's image tower behind the frozen generator.
 
 Learning Mask-aware CLIP Representations for Zero-Shot Segmentation (NeurIPS 2023, arXiv 2310.00240); the generator is
 that of FreeSeg (CVPR 2023, arXiv 2303.17225).
@@ -14,7 +14,8 @@ Command:   lexiseg train maft --step generator --data PACKAGE --start MODEL --ou
 The second step takes masks from any generator: --masks MODEL. In small, on one core, with the embedded generator:
 
            lexiseg train vit-tiny --data DIR --out VIT
-           lexiseg train maft --data PACKAGE --start VIT/model --masks street-tiny --crop 192 --out RUN
+           lexiseg train maft --data PACKAGE --start VIT/model --masks street-tiny --crop 192 --batch 8 \
+               --steps 200 --learning-rate 3e-4 --out RUN
 
 The first step trains backbone, decoders, interaction with the words, class head and void; CLIP stays. The second trains
 the attention of all blocks of CLIP's image tower and the norms of the blocks and behind them, nothing else, and adds no
@@ -278,15 +279,16 @@ def train(
     total_steps: int | None = None,
     batch: int = BATCH,
     crop: int = CROP,
+    learning_rate: float | None = None,
     dropout: Dropout = "off",
     seed: int = SEED,
     **loop: Any,
 ) -> bool:
     """Train one step of `system` on `photos`, resuming from `out` where a run has begun there.
 
-    text: the rows of the photos' classes, encoded once. batch: crops per step of all processes together. Further
-    keywords go to `loop.run`. To resume, give the same system the run began with. Returns whether the training is
-    complete.
+    text: the rows of the photos' classes, encoded once. batch: crops per step of all processes together. learning_rate:
+    the official one unless given. Further keywords go to `loop.run`. To resume, give the same system the run began
+    with. Returns whether the training is complete.
     """
     told = SCHEDULES[step]
     module: nn.Module
@@ -315,7 +317,7 @@ def train(
         RunState(module, torch.optim.AdamW(groups, lr=told.learning_rate)),
         total_steps or told.total_steps,
         out,
-        learning_rate=told.learning_rate,
+        learning_rate=learning_rate or told.learning_rate,
         schedule=polynomial_schedule,
         clip=GRADIENT_NORM,
         average_decay=0.0,  # the official training keeps no running average
@@ -382,6 +384,7 @@ def train_package(
     steps: int | None = None,
     batch: int = BATCH,
     crop: int = CROP,
+    learning_rate: float | None = None,
     dropout: str = "off",
     device: str = "cpu",
     seed: int = SEED,
@@ -393,8 +396,8 @@ def train_package(
 
     The classes of the package are the words. step: generator or tower. masks: for the tower, another model whose masks
     it is tuned on. unseen: classes whose pixels and names are left out, for the zero-shot setting: coco-stuff, voc,
-    ade20k, or names with commas between them; evaluation tells seen and unseen ones apart by itself. steps: of the
-    official schedule unless given. dropout: of the frozen generator, off or official. The same command goes on where a
+    ade20k, or names with commas between them; evaluation tells seen and unseen ones apart by itself. steps,
+    learning_rate: the official ones unless given; a small tower needs a larger rate. dropout: of the frozen generator, off or official. The same command goes on where a
     run was stopped. When it is complete, the model is in out/model.
     """
     for word, known in ((step, Step), (dropout, Dropout)):
@@ -420,6 +423,7 @@ def train_package(
         total_steps=steps,
         batch=batch,
         crop=crop,
+        learning_rate=learning_rate,
         dropout=cast(Dropout, dropout),
         seed=seed,
         save_every=save_every,

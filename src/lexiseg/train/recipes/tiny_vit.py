@@ -131,7 +131,7 @@ def train(
         loss_of, state, steps, out, learning_rate=LEARNING_RATE, warmup=WARMUP, clip=1.0, seed=seed, deadline=deadline
     )
     if complete:
-        arguments = {"tower": config, "side": SIDE, "first_block": FIRST_BLOCK}
+        arguments: dict[str, Any] = {"tower": config, "side": SIDE, "first_block": FIRST_BLOCK}
         system = maft_given(**arguments, device="cpu")
         system.load_state_dict({f"embedder.tower.{name}": value for name, value in state.averaged.items()})
         save_model_folder(
