@@ -397,8 +397,8 @@ def train_package(
     The classes of the package are the words. step: generator or tower. masks: for the tower, another model whose masks
     it is tuned on. unseen: classes whose pixels and names are left out, for the zero-shot setting: coco-stuff, voc,
     ade20k, or names with commas between them; evaluation tells seen and unseen ones apart by itself. steps,
-    learning_rate: the official ones unless given; a small tower needs a larger rate. dropout: of the frozen generator, off or official. The same command goes on where a
-    run was stopped. When it is complete, the model is in out/model.
+    learning_rate: the official ones unless given; a small tower needs a larger rate. dropout: of the frozen generator,
+    off or official. The same command goes on where a run was stopped. When it is complete, the model is in out/model.
     """
     for word, known in ((step, Step), (dropout, Dropout)):
         if word not in get_args(known):
