@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from lexiseg.apps.server.batching import Batcher, Pass
 from lexiseg.images import Photo, read_image
 from lexiseg.results import TASKS, Result
 from lexiseg.segmenter import Question, Segmenter
 from tests.apps.toy_server import photo_bytes
 from tests.colour_model import colour_model
-
-from lexiseg.apps.server.batching import Batcher, Pass
 
 WORDS = ("red, green | grass, blue", "blue, red", "green", "red, green | grass, blue")
 

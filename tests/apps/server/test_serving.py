@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
-
-import httpx
 from pycocotools.coco import COCO
 
 from lexiseg import Segmenter
