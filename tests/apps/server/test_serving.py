@@ -224,12 +224,12 @@ def test_the_key_and_ctrl_c(toy: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- places, time, the end
 
 
-def hold(url: str) -> socket.socket:
-    """A client that has sent the head of a request, and takes its time with the body."""
+def hold(url: str, body: bytes = b"{" * 1000) -> socket.socket:
+    """A client that has sent the head of a request and one byte, and takes its time with the rest of the body."""
     host, port = url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
-    head = "POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-    connection.sendall(head.encode())
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection.sendall(head.encode() + b"\r\n\r\n" + body[:1])
     return connection
 
 
@@ -265,16 +265,31 @@ def test_the_time_limit(small: ServerProcess) -> None:
 
 
 def test_shutdown_finishes_what_was_accepted(toy: Path, tmp_path: Path) -> None:
-    with server(toy, tmp_path, "--no-page", "--workers", "1", "--batch", "1") as process, ThreadPoolExecutor(6) as pool:
-        ask(process.url)
-        # A vocabulary for each: enough work to be in the middle of it.
-        asked = [pool.submit(ask, process.url, words=",".join(f"thing {n} {m}" for m in range(300))) for n in range(6)]
-        wait_for_places(process.url, 6)
+    body = json.dumps({"image": base64.b64encode(photo_bytes()).decode(), "words": WORDS}).encode()
+    with server(toy, tmp_path, "--no-page", "--workers", "1") as process:
+        early = [hold(process.url, body) for _ in range(4)]
+        wait_for_places(process.url, 4)
         process.process.send_signal(signal.SIGTERM)
-        assert [future.result(60).status_code for future in asked] == [200] * 6
+        wait_until_refused(process.url)
+        for connection in early:
+            connection.sendall(body[1:])
+        for connection in early:
+            with connection, connection.makefile("rb") as answer:
+                told = answer.read()
+                assert told.startswith(b"HTTP/1.1 200"), told[:300]
+                assert json.loads(told.partition(b"\r\n\r\n")[2])["words"][1]["label"] == "road"
         process.process.wait(30)
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{process.url}/healthz")
+
+
+def wait_until_refused(url: str) -> None:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"{url}/healthz")
+        except httpx.HTTPError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("it still listens")
 
 
 # ------------------------------------------------------------------------------------------------- many at a time
