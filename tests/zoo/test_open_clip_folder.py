@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from lexiseg.regions.mask_bias import MaskBiasedAttention
 from lexiseg.types import Images
-from lexiseg.zoo.loading import load
+from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import ModelFolderError
 from lexiseg.zoo.open_clip_folder import load_open_clip, save_open_clip
 from tests.zoo.conftest import TOWERS
@@ -43,6 +44,24 @@ def test_the_same_numbers_as_open_clip(name: str, tmp_path: Path) -> None:
         assert model.templates == load(saved).templates and len(model.templates) == 14
 
 
+def test_a_transformer_of_openai_reads_masks_as_maft_does_before_it_is_tuned(tmp_path: Path) -> None:
+    folder = toy_open_clip(tmp_path / "clip", "transformer")
+    saved = save_open_clip(lambda file: folder / file, "clip", tmp_path / "saved")
+    theirs = open_clip_model("transformer")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for model in (load_open_clip(lambda file: folder / file, "clip"), load(saved)):
+        embedder = model.system.embedder
+        assert (embedder.side, embedder.first_block) == (480, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(embedder.tower(pixels), theirs.encode_image(pixels), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                model.text_encoder().encode(["a cat"]), theirs.encode_text(open_clip.tokenize(["a cat"]))
+            )
+        assert model.mix_templates
+    composed = compose("given", folder)
+    assert isinstance(composed.system.embedder.embedder, MaskBiasedAttention)
+
+
 def edited(folder: Path, **changes: Any) -> Path:
     path = folder / "open_clip_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -65,7 +84,10 @@ def test_weights_under_other_names(tmp_path: Path) -> None:
     [
         ({"model_cfg": 3}, "model_cfg: Input should be"),
         ({"model_cfg": {"embed_dim": 8}}, "vision_cfg, text_cfg missing"),
-        ({"model_cfg": {**TOWERS["resnet"], "vision_cfg": {"layers": 12, "width": 8}}}, "is a transformer"),
+        (
+            {"model_cfg": {**TOWERS["resnet"], "vision_cfg": {"layers": 12, "width": 8}}},
+            "no classifier of masks can be built",
+        ),
         ({"model_cfg": {**TOWERS["resnet"], "custom": "hf-hub:someone/model"}}, "model_cfg.custom: .* is not the name"),
         ({"model_cfg": {**TOWERS["resnet"], "embed_dim": 10**9}}, "beyond any model's size"),
         ({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}, r"wants its pictures normalised by \[0.5, 0.5, 0.5\]"),

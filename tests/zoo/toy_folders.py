@@ -92,14 +92,14 @@ def toy_model(folder: Path, builder: str, tower: str | dict[str, Any] = "convnex
 def open_clip_model(tower: str = "convnext mlp", seed: int = 0) -> torch.nn.Module:
     """A CLIP as open_clip builds it, with random weights."""
     torch.manual_seed(seed)
-    return open_clip.CLIP(**TOWERS[tower]).eval()
+    return open_clip.CLIP(**(TOWERS | {"transformer": TRANSFORMER})[tower]).eval()
 
 
 def toy_open_clip(folder: Path, tower: str = "convnext mlp", seed: int = 0) -> Path:
     """The same in the layout open_clip's models have on the hub."""
     folder.mkdir(parents=True)
     settings = {
-        "model_cfg": TOWERS[tower],
+        "model_cfg": (TOWERS | {"transformer": TRANSFORMER})[tower],
         "preprocess_cfg": {
             "mean": list(open_clip.OPENAI_DATASET_MEAN),
             "std": list(open_clip.OPENAI_DATASET_STD),

@@ -119,7 +119,7 @@ def build_vision_transformer(
     config = clip_config(model)
     vision = config["vision_cfg"]
     _refuse_unknown(vision, VISION_KEYS, "vision_cfg")
-    if not isinstance(vision.get("layers"), int):
+    if not is_vision_transformer(config):
         raise UnsupportedTower("the image tower is not one of OpenAI's transformers")
     with torch.device(device):
         return MaskPromptedTransformer(
@@ -160,6 +160,12 @@ def build_crop_tower(
 def is_transformer(model: str | Mapping[str, Any]) -> bool:
     """Whether the image tower of a model is an EVA-CLIP transformer, told by the name of its architecture."""
     return str(clip_config(model)["vision_cfg"].get("timm_model_name", "")).startswith("eva")
+
+
+def is_vision_transformer(model: str | Mapping[str, Any]) -> bool:
+    """Whether the image tower of a model is one of OpenAI's transformers."""
+    vision = clip_config(model)["vision_cfg"]
+    return "timm_model_name" not in vision and isinstance(vision.get("layers"), int)
 
 
 def build_text_encoder(model: str | Mapping[str, Any], *, device: str | torch.device = "meta") -> TextEncoder:

@@ -20,16 +20,22 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
-from lexiseg.clip.open_clip import is_transformer
+from lexiseg.clip.open_clip import clip_config, is_transformer, is_vision_transformer
 from lexiseg.clip.text import TextEncoder
 from lexiseg.images import Canvas
 from lexiseg.layers.normalise import CLIP_MEAN, CLIP_STD
 from lexiseg.vocabulary import template_set
 from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, sha256_of
 from lexiseg.weights.hub import MissingFileError, UnreachableError
-from lexiseg.weights.open_clip import convert_open_clip, convert_open_clip_transformer
+from lexiseg.weights.open_clip import (
+    EVA_RULES,
+    VISION_TRANSFORMER_IGNORED,
+    VISION_TRANSFORMER_RULES,
+    convert_open_clip,
+)
 from lexiseg.weights.rules import ConversionError, shapes_of
 from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.maft import FIRST_BLOCK
 from lexiseg.zoo.model_folder import (
     BUILDERS,
     MAX_DEPTH,
@@ -77,7 +83,8 @@ class OpenClip:
     tower: dict[str, Any]
     """Its configuration."""
     builder: str
-    """"clustered"; for an EVA-CLIP, which has no map to cluster, "maskclip_pp_given": it reads masks that are given."""
+    """"clustered"; transformers have no map to cluster and read masks that are given: "maskclip_pp_given" for an
+    EVA-CLIP, "maft_given" for one of OpenAI's kind."""
     arguments: dict[str, Any]
     """Of the builder."""
     system: dict[str, Tensor]
@@ -98,6 +105,8 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
                 "maskclip_pp_given",
                 {"tower": tower, "short_edge": size, "similarity": "template-mean"},
             )
+        elif is_vision_transformer(tower):
+            builder, arguments = "maft_given", {"tower": tower, "first_block": _first_block(tower)}
         modules = (BUILDERS[builder].system(**arguments), text_encoder(tower))
         targets = [shapes_of(module.state_dict()) for module in modules]
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
@@ -105,9 +114,13 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
     weights = _weights(locate, path)
     # No CLIP has them; this is how the released classifiers began.
     scales = {name: torch.full(targets[0].pop(name), -5.0) for name in list(targets[0]) if name.endswith(MASK_SCALE)}
-    convert = convert_open_clip_transformer if is_transformer(tower) else convert_open_clip
+    names: dict[str, Any] = {}
+    if builder == "maskclip_pp_given":
+        names = {"rules": EVA_RULES, "ignored": ()}
+    elif builder == "maft_given":
+        names = {"rules": VISION_TRANSFORMER_RULES, "ignored": VISION_TRANSFORMER_IGNORED}
     try:
-        account, system, text = convert(read_safetensors(weights, max_bytes), *targets)
+        account, system, text = convert_open_clip(read_safetensors(weights, max_bytes), *targets, **names)
     except (CheckpointError, ConversionError) as error:
         raise ModelFolderError(str(error) if str(weights) in str(error) else f"{weights}: {error}") from error
     system |= {name: torch.zeros((), dtype=torch.int64) for name in account.fresh}  # counters of batch norm
@@ -117,7 +130,8 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
 def load_open_clip(locate: Locate, name: str, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES) -> Model:
     """The CLIP with mask pooling as a model; what it finds by itself are the clusters of its own map.
 
-    An EVA-CLIP finds nothing by itself: it reads masks, by mask tokens, see `regions.mask_tokens`.
+    A transformer finds nothing by itself: it reads masks, an EVA-CLIP by `regions.mask_tokens`, one of OpenAI's kind by
+    `regions.mask_bias`, as MAFT does before it is tuned.
     """
     return model_of(read_open_clip(locate, max_bytes), name, device)
 
@@ -144,7 +158,7 @@ def model_of(found: OpenClip, name: str, device: str | torch.device = "cpu") -> 
         outputs=OutputSettings(),
         training_phrases=(),
         card={"title": f"{name} with mask pooling"},
-        mix_templates=found.builder == "clustered",
+        mix_templates=found.builder != "maskclip_pp_given",
     )
 
 
@@ -158,9 +172,14 @@ def save_open_clip(locate: Locate, name: str, folder: Path, max_bytes: int = MAX
         builder=found.builder,
         arguments=found.arguments,
         templates=TEMPLATES,
-        mix_templates=found.builder == "clustered",
+        mix_templates=found.builder != "maskclip_pp_given",
         card={"title": f"{name} with mask pooling", "source_sha256": found.sha256},
     )
+
+
+def _first_block(tower: dict[str, Any]) -> int:
+    """MAFT's, for towers of MAFT's depths; two thirds of a smaller one."""
+    return min(FIRST_BLOCK, 2 * clip_config(tower)["vision_cfg"]["layers"] // 3)
 
 
 def _read_tower(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lexiseg.proposals.freeseg import FreeSegGenerator
 from lexiseg.system import System
 from lexiseg.train.recipes import maft as recipe
 from lexiseg.types import TextBank
+from lexiseg.zoo.fcclip import text_encoder
 from lexiseg.zoo.loading import settings_of
-from lexiseg.zoo.maft import maft
-from lexiseg.zoo.model_folder import load_folder
+from lexiseg.zoo.maft import freeseg, maft
+from lexiseg.zoo.model_folder import BUILDERS, Builder, load_folder
 from tests.train.recipes.test_maftplus import Fixed, toy_package, toy_photo
 from tests.zoo.toy_folders import ARGUMENTS, TRANSFORMER, toy_model
 
@@ -205,6 +207,21 @@ def test_a_freeseg_becomes_a_maft(tmp_path: Path) -> None:
     data, start = toy_package(tmp_path / "toy"), toy_model(tmp_path / "start", "freeseg", TRANSFORMER)
     assert recipe.train_package(data, tmp_path / "out", str(start), steps=1, batch=1, crop=CROP)
     assert settings_of(tmp_path / "out" / "model").builder == "maft"
+
+
+def test_a_tower_alone_gets_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, start = toy_package(tmp_path / "toy"), toy_model(tmp_path / "start", "maft_given", TRANSFORMER)
+    sizes = {name: value for name, value in ARGUMENTS["freeseg"].items() if name not in ("side", "first_block")}
+    small = Builder(partial(freeseg, **sizes), text_encoder)
+    monkeypatch.setitem(BUILDERS, "freeseg", small)
+    options = {"batch": 1, "crop": CROP, "steps": 1}
+    assert recipe.train_package(data, tmp_path / "out", str(start), step="generator", **options)
+    made, before = load_folder(tmp_path / "out" / "model").system, load_folder(start).system
+    assert isinstance(made.generator.head, FreeSegGenerator)
+    for name, value in before.embedder.state_dict().items():
+        assert torch.equal(made.embedder.state_dict()[name], value)
+    with pytest.raises(ValueError, match="masks of street-tiny are for --step tower"):
+        recipe.train_package(data, tmp_path / "none", str(start), step="generator", masks="street-tiny", **options)
 
 
 def test_masks_of_another_model(tmp_path: Path) -> None:

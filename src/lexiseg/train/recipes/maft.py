@@ -8,10 +8,12 @@ Time:      generator: 60 000 steps of 16 crops of 640 x 640; tower: 1000 steps, 
 Expect:    open vocabulary, B/16 / L/14: ADE20K-150 29.1 / 32.1, Context-59 53.3 / 58.0, VOC-20 90.4 / 92.1 mIoU;
            without --unseen's classes, mIoU on those: COCO-Stuff 50.4, VOC 81.8, ADE20K 8.7
 
-Command:   lexiseg train maft --step generator --data PACKAGE --start MODEL --out FIRST
+Command:   lexiseg train maft --step generator --data PACKAGE --start CLIP --out FIRST
            lexiseg train maft --step tower --data PACKAGE --start FIRST/model --out SECOND
 
-The second step takes masks from any generator: --masks MODEL. In small, on one core, with the embedded generator:
+CLIP is a model folder with one of OpenAI's transformers: a FreeSeg, or a tower alone, for which a generator is begun at
+random (the official one began with a backbone trained on ImageNet). The second step takes masks from any generator:
+--masks MODEL. In small, on one core, with the embedded generator:
 
            lexiseg train vit-tiny --data DIR --out VIT
            lexiseg train maft --data PACKAGE --start VIT/model --masks street-tiny --crop 192 --batch 8 \
@@ -53,8 +55,7 @@ from lexiseg.train.semantic_crops import semantic_crop, short_edges
 from lexiseg.types import Images, Proposals, Regions, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import compose, load, settings_of
-from lexiseg.zoo.maft import maft
-from lexiseg.zoo.model_folder import Model, save_model_folder
+from lexiseg.zoo.model_folder import BUILDERS, Model, save_model_folder
 
 Step = Literal["generator", "tower"]
 
@@ -347,11 +348,13 @@ class Start:
     """With the generator that draws for it: its own, or another one."""
 
 
-def start_model(model: str | Path, masks: str, device: torch.device) -> Start:
-    """masks: "own", or what draws in the place of its own generator, as `zoo.loading.compose` takes it.
+BECOMES: dict[Step, dict[str, str]] = {"generator": {"maft_given": "freeseg"}, "tower": {"freeseg": "maft"}}
+"""A tower alone gets a generator that knows nothing yet; a FreeSeg becomes a MAFT, whose tower is the same and sees
+masks on the padded picture."""
 
-    A FreeSeg becomes a MAFT: the tower is the same, and sees masks on the padded picture from now on.
-    """
+
+def start_model(model: str | Path, step: Step, masks: str, device: torch.device) -> Start:
+    """masks: "own", or what draws in the place of its own generator, as `zoo.loading.compose` takes it."""
     settings = settings_of(model)
     if settings.builder not in STARTS:
         raise ValueError(
@@ -359,12 +362,15 @@ def start_model(model: str | Path, masks: str, device: torch.device) -> Start:
             "as lexiseg train vit-tiny makes one"
         )
     found = load(model, device)
-    builder, arguments, saved = settings.builder, cast(dict[str, Any], dict(settings.arguments)), found.system
-    if builder == "freeseg":
-        builder, saved = "maft", maft(**arguments, device=device)
-        saved.load_state_dict(found.system.state_dict())
+    arguments, saved = cast(dict[str, Any], dict(settings.arguments)), found.system
+    builder = BECOMES[step].get(settings.builder, settings.builder)
+    if builder != settings.builder:
+        saved = BUILDERS[builder].system(**arguments, device=device)
+        saved.load_state_dict({**saved.state_dict(), **found.system.state_dict()})
     drawn = found
     if masks != "own":
+        if step == "generator":
+            raise ValueError(f"the generator is what this step trains: masks of {masks} are for --step tower")
         drawn = compose(masks, model, device)
     elif isinstance(saved.generator, GivenMasks):
         raise ValueError(f"{model} draws no masks: say which model does with --masks, such as street-tiny")
@@ -405,7 +411,7 @@ def train_package(
             raise ValueError(f"{word!r}: choose one of {', '.join(get_args(known))}")
     package = LabelledPhotos(data)
     torch.manual_seed(seed)
-    begun = start_model(start, masks, torch.device(device))
+    begun = start_model(start, cast(Step, step), masks, torch.device(device))
     photos = SeenPhotos(
         PackagePhotos(package, split),
         len(package.classes),
