@@ -120,6 +120,7 @@ def tabulate(answers: Answers, entrants: Sequence[Entrant], questions: Sequence[
         (entrant.name, question.key): samples(question, answers[entrant.name, question.key])
         for entrant in entrants
         for question in questions
+        if entrant.answers(question)
     }
     first = next(iter(answers.values()))[0]
     return {
@@ -143,6 +144,7 @@ def tabulate(answers: Answers, entrants: Sequence[Entrant], questions: Sequence[
                         **measured_beside(answers[entrant.name, question.key]),
                     }
                     for question in questions
+                    if entrant.answers(question)
                 },
             }
             for entrant in entrants

@@ -22,7 +22,7 @@ from lexiseg.miniature import base, material
 from lexiseg.miniature.findings import tabulate
 from lexiseg.miniature.questions import QUESTIONS, Question
 from lexiseg.miniature.report import report
-from lexiseg.miniature.tuning import ENTRANTS, Entrant, Start, assemble
+from lexiseg.miniature.tuning import ENTRANTS, MODEL, Entrant, Start, assemble
 from lexiseg.segmenter import Segmenter
 from lexiseg.train.lexicon import load_lexicon
 from lexiseg.zoo.model_folder import SETTINGS_FILE
@@ -72,26 +72,20 @@ def run(
         deadline=deadline,
     ):
         return False
-    systems: dict[str, list[Path]] = {}
+    systems: dict[str, list[Path]] = {entrant.name: [] for entrant in entrants}
     for seed in range(extent.seeds):
-        start = Start(hidden, out / "base" / "model", seed, extent.tuning_share, deadline)
+        start = Start(hidden, out / "base" / MODEL, out / "shared", seed, extent.tuning_share, deadline)
         for entrant in entrants:
-            if entrant.tune is None and seed > 0:
+            if seed > 0 and not entrant.trained:
                 continue
-            if _late(deadline):
+            folder = None if _late(deadline) else made(entrant, start, out, extent)
+            if folder is None:
                 return False
-            name = f"{entrant.name}-{seed}"
-            tuned = out / "tuned" / name
-            is_tuned = entrant.tune is None or (tuned / "model" / SETTINGS_FILE).is_file()
-            if not is_tuned and entrant.tune is not None and not entrant.tune(start, tuned):
-                return False
-            classifier = start.base if entrant.tune is None else tuned / "model"
-            folder = assemble(start, classifier, out / "systems" / name, extent.judged_photos)
-            systems.setdefault(entrant.name, []).append(folder)
+            systems[entrant.name].append(folder)
     answers: dict[tuple[str, str], list[Evaluation]] = {}
     for question in questions:
         for entrant in entrants:
-            for folder in systems[entrant.name]:
+            for folder in systems[entrant.name] if entrant.answers(question) else []:
                 if _late(deadline):
                     return False
                 answer = ask(question, folder, data, out / "answers" / question.key, extent)
@@ -100,6 +94,19 @@ def run(
     (out / "findings.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
     (out / "mini-benchmark.md").write_text(report(findings), encoding="utf-8")
     return True
+
+
+def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | None:
+    """The model of an entrant and a seed; None where time has run out before it was complete."""
+    name = f"{entrant.name}-{start.seed}"
+    tuned = out / "tuned" / name
+    if entrant.tune is None:
+        classifier = start.base
+    else:
+        classifier = tuned / MODEL
+        if not (classifier / SETTINGS_FILE).is_file() and not entrant.tune(start, tuned):
+            return None
+    return assemble(start, classifier, out / "systems" / name, extent.judged_photos)
 
 
 def ask(question: Question, model: Path, data: Path, out: Path, extent: Extent) -> Evaluation:

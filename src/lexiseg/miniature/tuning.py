@@ -7,20 +7,32 @@ verdict weighs against the generator's is chosen on validation photos, for all s
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lexiseg.evaluation import evaluate_model
-from lexiseg.miniature.material import TOGETHER, open_package
+from lexiseg.miniature.material import CAPTIONED, TOGETHER, open_package
+from lexiseg.miniature.questions import Question
+from lexiseg.mining.running import Miner, Run, Settings, Source
 from lexiseg.segmenter import Segmenter
-from lexiseg.train.recipes import maftplus, mask_adapter
+from lexiseg.train.recipes import maft, maftplus, mask_adapter, maskclip_pp, ovseg, tiny_vit
 from lexiseg.train.recipes.embedded import CANVAS, OUTPUTS
 from lexiseg.weights.files import replacing
-from lexiseg.zoo.loading import compose_folder
+from lexiseg.zoo.loading import compose_folder, load, settings_of
+from lexiseg.zoo.model_folder import SETTINGS_FILE, save_model_folder
 
+MODEL = "model"
+"""The folder in which every training leaves its model."""
+CROP_SIDE = 96
+"""Of masked crops, pixels: photos are at most 480 long."""
 WEIGHTS = (0.25, 0.5, 0.75)
 """Of the classifier's verdict, tried out."""
 JUDGES = ("camvid", "msrc")
@@ -34,6 +46,8 @@ class Start:
     material: Path
     base: Path
     """The model folder of the base."""
+    shared: Path
+    """For what is made once for all seeds."""
     seed: int
     share: float
     """Of the usual steps: less than 1 to try the benchmark out."""
@@ -47,7 +61,7 @@ class Start:
         return self.material / f"{TOGETHER}.zip"
 
     @property
-    def common(self) -> Mapping[str, Any]:
+    def common(self) -> dict[str, Any]:
         return {"start": str(self.base), "seed": self.seed, "deadline": self.deadline}
 
 
@@ -59,6 +73,24 @@ def tune_maftplus(start: Start, out: Path) -> bool:
     return maftplus.train_package(
         start.together, out, steps=start.steps(400), batch=2, short_edge=256, long_edge=384, points=2048, **start.common
     )
+
+
+def take_transfer_away(start: Start, out: Path) -> bool:
+    """MAFT+ of the same seed, its words as they were before they saw the image."""
+    tuned = load(out.parent / f"maftplus-{start.seed}" / MODEL)
+    settings = settings_of(start.base)
+    state = tuned.system.state_dict()
+    save_model_folder(
+        out / MODEL,
+        {name: value for name, value in state.items() if not name.startswith("scorer.transfer.")},
+        tuned.text_encoder(),
+        builder=settings.builder,
+        arguments=settings.arguments,
+        templates=list(tuned.templates),
+        canvas=tuned.canvas,
+        training_phrases=tuned.training_phrases,
+    )
+    return True
 
 
 def tune_mask_adapter(start: Start, out: Path) -> bool:
@@ -76,6 +108,94 @@ def tune_mask_adapter(start: Start, out: Path) -> bool:
     )
 
 
+def tune_maskclip_pp(start: Start, out: Path, alignment: str = "on") -> bool:
+    report = maskclip_pp.train_masks(
+        start.together,
+        out,
+        steps=start.steps(300),
+        batch=4,
+        crop=224,
+        smallest_scale=0.6,
+        tower_scale=0.1,
+        alignment=alignment,
+        **start.common,
+    )
+    return report is not False
+
+
+def tune_ovseg(start: Start, out: Path, order: str = "full-prompts") -> bool:
+    pairs = mined(start)
+    return pairs is not None and ovseg.train_pairs(
+        pairs,
+        out,
+        order=order,
+        epochs=2 * start.share,
+        prompt_epochs=start.share,
+        batch=32,
+        learning_rate=1e-4,
+        prompt_learning_rate=0.02,
+        crop_side=CROP_SIDE,
+        template="own",
+        **start.common,
+    )
+
+
+def mined(start: Start) -> Path | None:
+    """Pairs from the captions, by the base; None where time has run out first."""
+    folder = start.shared / "pairs"
+    settings = Settings(model=str(start.base), crop_side=CROP_SIDE)
+    run = Run.start(folder, Source(str(start.material / f"{CAPTIONED}.zip")), settings)
+    miner = Miner(run, "cpu") if run.missing else None
+    for number in run.missing:
+        if start.deadline is not None and time.time() > start.deadline:
+            return None
+        assert miner is not None
+        miner.mine(number)
+    return folder
+
+
+def read_crops(start: Start, out: Path) -> bool:
+    """The base's CLIP shown masked crops, as it is."""
+    found, system, arguments = ovseg.start_system(start.base, "full", CROP_SIDE, torch.device("cpu"))
+    text = found.text_encoder()
+    parts: dict[str, Any] = {"templates": list(found.templates), "canvas": found.canvas}
+    save_model_folder(out / MODEL, system, text, builder="ovseg_given", arguments=arguments, **parts)
+    return True
+
+
+def tune_maft(start: Start, out: Path) -> bool:
+    teacher = start.shared / "transformer"
+    return distil(start, teacher) and maft.train_package(
+        start.together,
+        out,
+        start=str(teacher / MODEL),
+        masks=str(start.base),
+        steps=start.steps(300),
+        batch=4,
+        crop=192,
+        seed=start.seed,
+        deadline=start.deadline,
+    )
+
+
+def distil(start: Start, out: Path) -> bool:
+    """A small transformer that gives whole pictures the embeddings of the base's tower, and knows nothing of masks."""
+    if (out / MODEL / SETTINGS_FILE).is_file():
+        return True
+    return tiny_vit.train(
+        start.material, out, teacher=str(start.base), steps=start.steps(tiny_vit.STEPS), deadline=start.deadline
+    )
+
+
+def take_transformer(start: Start, out: Path) -> bool:
+    """MAFT before its training."""
+    teacher = start.shared / "transformer"
+    if not distil(start, teacher):
+        return False
+    shutil.copytree(teacher / MODEL, out / MODEL, dirs_exist_ok=True)
+    return True
+
+
 @dataclass(frozen=True)
 class Entrant:
     """A system, or a variant of one that a claim is about."""
@@ -85,13 +205,28 @@ class Entrant:
     tune: Tuning | None = None
     """None: the base as it is."""
     variant_of: str | None = None
+    """Variants are asked to name true masks, nothing else."""
+    trained: bool = True
+    """What was not trained has one seed."""
+
+    def answers(self, question: Question) -> bool:
+        return self.variant_of is None or question.given_masks is not None
 
 
 ENTRANTS = (
-    Entrant("fcclip", "FC-CLIP"),
+    Entrant("fcclip", "FC-CLIP", trained=False),
+    Entrant("ovseg", "OVSeg", tune_ovseg),
+    Entrant("maft", "MAFT, on a transformer", tune_maft),
     Entrant("maftplus", "MAFT+", tune_maftplus),
     Entrant("mask-adapter", "Mask-Adapter", tune_mask_adapter),
+    Entrant("maskclip-pp", "MaskCLIP++", tune_maskclip_pp),
+    Entrant("ovseg-frozen", "CLIP on masked crops", read_crops, "ovseg", trained=False),
+    Entrant("ovseg-prompts", "OVSeg, prompts alone", partial(tune_ovseg, order="prompts"), "ovseg"),
+    Entrant("maft-frozen", "MAFT before training", take_transformer, "maft", trained=False),
+    Entrant("maftplus-plain-text", "MAFT+, words that do not see", take_transfer_away, "maftplus"),
+    Entrant("maskclip-pp-unaligned", "MaskCLIP++ unaligned", partial(tune_maskclip_pp, alignment="off"), "maskclip-pp"),
 )
+"""In the order of their training: some begin where another one ended."""
 
 
 def assemble(start: Start, tuned: Path, out: Path, photos: int) -> Path:
