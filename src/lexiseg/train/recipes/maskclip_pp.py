@@ -47,7 +47,7 @@ from lexiseg.images import place
 from lexiseg.proposals.given_masks import GivenMasks
 from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.system import System
-from lexiseg.text_bank import encode_vocabulary
+from lexiseg.text_bank import cache_folder, encode_vocabulary
 from lexiseg.train.loop import RunState, run, share_of
 from lexiseg.train.mask_report import Named, agreement, change_of, name_masks, table
 from lexiseg.train.mask_tuning import (
@@ -305,7 +305,7 @@ def train_masks(
 
     text = model.text_encoder() if words == "tuned" else None
     where = torch.device(device)
-    before = _measured(out / "before.json", lambda: _name_all(model, sets.asked, where))
+    before = _measured(out / "before.json", lambda: _name_all(model, sets.asked, where, frozen=True))
     tuned = tuned_parts(
         model.embedder,
         model.scorer,
@@ -313,7 +313,7 @@ def train_masks(
         text_layers=cast(TextLayers, text_layers),
         batch_norm=settings["batch_norm"],
     )
-    rows = None if text is not None else _rows(model, sets.trained, where)
+    rows = None if text is not None else _rows(model, sets.trained, where, frozen=True)
     autocast = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and where.type == "cuda") else None
     complete = train(
         tuned,
@@ -334,7 +334,7 @@ def train_masks(
     )
     if not complete:
         return False
-    after = _name_all(model, sets.asked, where)
+    after = _name_all(model, sets.asked, where, frozen=text is None)
     report, numbers = _report(sets.asked, before, after, out)
     save_model_folder(
         out / "model",
@@ -409,12 +409,14 @@ def _sets(
     trained = Vocabulary(tuple(own.vocabulary.classes[index] for index in kept))
     with_masks = [id for id in ids if shown & set(looked["train"].classes[id])]
     seen = torch.tensor([index in shown for index in range(len(own.vocabulary))])
+    of_val = {index for classes in looked["val"].classes.values() for index in classes}
+    others = [own.vocabulary.names[index] for index in sorted(of_val - shown)]
     asked = [
         Asked(
             "val",
             MaskPhotos(val_data, val_ids),
             own.vocabulary,
-            {"seen classes": seen, f"unseen classes{_named(own.vocabulary, seen)}": ~seen},
+            {"seen classes": seen, f"unseen classes{_named(others)}": ~seen},
         )
     ]
     if other is not None:
@@ -465,20 +467,21 @@ def _foreign(vocabulary: Vocabulary) -> Vocabulary:
     return Vocabulary.parse(names)
 
 
-def _named(vocabulary: Vocabulary, seen: Tensor) -> str:
-    names = [name for name, known in zip(vocabulary.names, seen.tolist(), strict=True) if not known]
+def _named(names: Sequence[str]) -> str:
     return f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""
 
 
-def _rows(model: Untuned, vocabulary: Vocabulary, device: torch.device) -> Tensor:
-    """[A, T, D]."""
-    return encode_vocabulary(vocabulary, model.templates, model.text_encoder, mix_templates=False).to(device)
+def _rows(model: Untuned, vocabulary: Vocabulary, device: torch.device, frozen: bool) -> Tensor:
+    """[A, T, D]. frozen: the words' tower is that of the model, so that words may be remembered."""
+    remembered = {"fingerprint": model.fingerprint, "cache": cache_folder()} if frozen else {}
+    rows = encode_vocabulary(vocabulary, model.templates, model.text_encoder, mix_templates=False, **remembered)
+    return rows.to(device)
 
 
-def _name_all(model: Untuned, asked: Sequence[Asked], device: torch.device) -> dict[str, Named]:
+def _name_all(model: Untuned, asked: Sequence[Asked], device: torch.device, frozen: bool) -> dict[str, Named]:
     found = {}
     for question in asked:
-        rows, vocabulary = _rows(model, question.vocabulary, device), question.vocabulary
+        rows, vocabulary = _rows(model, question.vocabulary, device, frozen), question.vocabulary
         text = TextBank(
             rows,
             rows,
