@@ -450,8 +450,12 @@ def serve(
         offer = Offer(host=host, port=port, page=page, api_key=read_key(api_key_file), limits=limits)
     except (ValueError, OSError) as error:
         _wrong(str(error))
-    names = list(dict.fromkeys(model or [DEFAULT_MODEL]))
-    segmenters = {Path(name).name if Path(name).is_dir() else name: _segmenter(name, device, None) for name in names}
+    segmenters: dict[str, Segmenter] = {}
+    for chosen in dict.fromkeys(model or [DEFAULT_MODEL]):
+        name = Path(chosen).resolve().name if Path(chosen).is_dir() else chosen
+        if name in segmenters:
+            _wrong(f"--model {chosen}: another one is called {name}, too; rename one of the folders")
+        segmenters[name] = _segmenter(chosen, device, None)
     try:
         start(segmenters, offer, workers=workers, max_batch=batch, say=lambda line: print(line, flush=True))
     except (ValueError, OSError) as error:

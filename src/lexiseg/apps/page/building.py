@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -25,6 +26,8 @@ from lexiseg.apps.server.routes import same_key
 from lexiseg.apps.server.service import Service
 from lexiseg.results import TASKS, Task
 from lexiseg.zoo.catalogue import ZOO
+
+log = logging.getLogger(__name__)
 
 EXAMPLE_WORDS = "sky, tree, building | temple, lake | water"
 _EXAMPLE_CREDIT = "The example is china.jpg by danielbuechele (CC BY 2.0), as scikit-learn carries it."
@@ -144,7 +147,10 @@ async def _find(
             await asyncio.wait({work}, timeout=_GLANCE_SECONDS)
         yield "", await work
     except Refusal as refusal:
-        yield f'<div class="wrong" role="alert">{html.escape(refusal.message)}</div>', gr.skip()
+        yield _wrong(refusal.message), gr.skip()
+    except Exception:  # whatever it is, nobody is left waiting
+        log.exception("a mistake")
+        yield _wrong("The server made a mistake. Its log has more; another photo or other words may work."), gr.skip()
     finally:
         work.cancel()
 
@@ -177,6 +183,10 @@ def _working(service: Service) -> str:
     before = len(service.batcher)
     waiting = f"{before} photos are waiting; yours is one of them." if before > 1 else "Looking at your photo …"
     return f'<div class="working" role="status">{waiting}</div>'
+
+
+def _wrong(message: str) -> str:
+    return f'<div class="wrong" role="alert">{html.escape(message)}</div>'
 
 
 def _example() -> tuple[np.ndarray, str]:

@@ -102,9 +102,10 @@ class Batcher:
     def _work(self) -> None:
         torch.set_num_threads(self.threads)  # counts for the thread that says so
         while (batch := self._take()) is not None:
-            started = time.perf_counter()
-            _answer(batch)
-            self._on_pass(Pass(len(batch), time.perf_counter() - started))
+            if batch:  # else everybody has left meanwhile
+                started = time.perf_counter()
+                _answer(batch)
+                self._on_pass(Pass(len(batch), time.perf_counter() - started))
             del batch  # photos are not kept while the worker waits for more
 
     def _take(self) -> list[Job] | None:
@@ -125,8 +126,6 @@ class Batcher:
 
 def _answer(batch: list[Job]) -> None:
     """Sets the result of each job, or the error that it has."""
-    if not batch:
-        return
     try:
         segmenter = batch[0].segmenter
         results = segmenter.together([job.photo for job in batch], [job.question for job in batch])

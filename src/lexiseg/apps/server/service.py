@@ -123,8 +123,7 @@ class Service:
 
     def _passed(self, done: Pass) -> None:
         self.metrics.passed(done)
-        if done.photos:
-            self._photo_seconds += 0.1 * (done.seconds / done.photos - self._photo_seconds)
+        self._photo_seconds += 0.1 * (done.seconds / done.photos - self._photo_seconds)
 
 
 def read_photo(image: bytes, name: str, limits: Limits) -> Photo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,12 +71,14 @@ def start(
     log_as_json()
     service = Service(segmenters, offer.limits, workers, max_batch)
     app = make_app(service, offer.api_key)
-    if offer.page:
-        from lexiseg.apps.page.building import add_page
-
-        add_page(app, service, offer.api_key)
+    where = address(listening)
     if offer.host not in _LOCAL and offer.api_key is None:
         say(f"Anybody who can reach {offer.host} can use it; a key keeps others out: set {KEY_VARIABLE}.")
-    where = address(listening)
-    say(f"Lexiseg is at {where} (stop it with Ctrl-C)" if offer.page else f"Lexiseg's API is at {where}/v1")
-    serve(app, service, listening)
+    with tempfile.TemporaryDirectory(prefix="lexiseg-page-") as files:
+        if offer.page:
+            os.environ["GRADIO_TEMP_DIR"] = files  # else a folder that all users of this machine share
+            from lexiseg.apps.page.building import add_page
+
+            add_page(app, service, offer.api_key)
+        say(f"Lexiseg is at {where} (stop it with Ctrl-C)" if offer.page else f"Lexiseg's API is at {where}/v1")
+        serve(app, service, listening)
