@@ -346,17 +346,17 @@ def load(case: Case, folder: Path) -> tuple[System, TextEncoder]:
 
 @contextmanager
 def watching(tower: MaskPromptedTransformer) -> Iterator[dict[str, Tensor]]:
-    """What the parts of a tower give while they are watched; the last block in full, which the tower itself is not."""
+    """What the parts of a tower give while they are watched; blocks in full, of which the tower skips what it may."""
     seen: dict[str, Tensor] = {}
     first, last = tower.transformer.resblocks[0], tower.transformer.resblocks[-1]
     hooks = [
         tower.ln_pre.register_forward_hook(lambda module, given, made: seen.update(clip_ln_pre=made)),
-        first.register_forward_hook(lambda module, given, made: seen.update(clip_blk0=made.transpose(0, 1))),
         last.register_forward_pre_hook(lambda module, given: seen.update(before_last=given[0])),
     ]
     yield seen
     for hook in hooks:
         hook.remove()
+    seen["clip_blk0"] = first(seen["clip_ln_pre"]).transpose(0, 1)
     seen["clip_blk_last"] = last(seen.pop("before_last")).transpose(0, 1)
 
 

@@ -34,6 +34,19 @@ class ResidualBlock(nn.Module):
         x = x[:, :first] + self.attn(normed[:, :first], normed, normed)
         return self.finish(x)
 
+    def of(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x [N, L, W], chosen bool [N, L] -> [T, W]: what becomes of the chosen tokens, which see all of x.
+
+        Nothing is computed of the others but what the chosen ones find and read.
+        """
+        normed, attention = self.ln_1(x), self.attn
+        asked = attention.project("q", normed[chosen][None])[0].transpose(0, 1)  # [T, heads, dim]
+        q = asked.new_zeros(*chosen.shape, *asked.shape[1:])
+        q[chosen] = asked
+        k, v = attention.project("k", normed), attention.project("v", normed)
+        found = functional.scaled_dot_product_attention(q.transpose(1, 2), k, v)  # [N, heads, L, dim]
+        return self.finish(x[chosen] + attention.out_proj(found.transpose(1, 2)[chosen].flatten(1)))
+
     def finish(self, x: Tensor) -> Tensor:
         """x [N, L, W] after the attention -> after the whole block."""
         return x + self.mlp(self.ln_2(x))
@@ -128,7 +141,8 @@ class MaskPromptedTransformer(VisionTransformer):
     Replaced, not removed: they are looked at like any other. Before each of the first `prompt_depth` blocks every blank
     patch becomes the prompt of its place, so what a block makes of it counts only after the last of them.
 
-    What is not computed, with the same result: in the last block everything but the class token.
+    What is not computed, with the same result up to rounding: in the last block everything but the class token; of blank
+    patches, in the blocks after which they are replaced, everything but what the others find and read of them.
     """
 
     def __init__(self, embed_dim: int, *, prompt_depth: int = 3, shared_prompts: bool = False, **sizes: Any) -> None:
@@ -151,11 +165,15 @@ class MaskPromptedTransformer(VisionTransformer):
         prompts it is the plain tower."""
         if keep is None or self.mask_embedding is None:
             return super().forward(pixels)
-        shown = keep[..., None]
-        x = self.begin(torch.where(shown, self.patches(pixels), self.mask_embedding[0]))
+        x = self.begin(torch.where(keep[..., None], self.patches(pixels), self.mask_embedding[0]))
+        stays = functional.pad(keep, (1, 0), value=True)  # [N, 1 + P]: the class token, too
         *blocks, last = self.blocks
         for index, block in enumerate(blocks, 1):
-            x = block(x)
             if index < self.prompt_depth:
-                x = torch.cat((x[:, :1], torch.where(shown, x[:, 1:], self.mask_embedding[index])), dim=1)
+                computed = block.of(x, stays)
+                prompts = self.mask_embedding[index].to(computed).expand(x.shape[1] - 1, -1)
+                x = functional.pad(prompts, (0, 0, 1, 0)).repeat(len(x), 1, 1)
+                x[stays] = computed
+            else:
+                x = block(x)
         return self.end(last(x, first=1)[:, 0])

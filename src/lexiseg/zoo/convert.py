@@ -291,9 +291,10 @@ def convert(
     joined, which is what the second stage starts from. generator, clips: for a classifier of masks, the file of the
     generator it is to stand behind and those of the CLIPs that neither file holds; without a generator it names masks
     that are given. For OVSeg, what was trained afterwards, in order: a CLIP in the place of that in its file, prompts
-    in the place of its prompts. out: None puts a published model where `load` finds it by its name. layout: a name of LAYOUTS or CLASSIFIERS, or "auto". tower, sizes_of_classifier (see
-    `assemble`): only for checkpoints whose tower is none of the published ones. training_phrases: the words the model
-    was trained with, where the user has the official list; otherwise ours for COCO (see `coco_words`).
+    in the place of its prompts. out: None puts a published model where `load` finds it by its name. layout: a name of
+    LAYOUTS or CLASSIFIERS, or "auto". tower, sizes_of_classifier (see `assemble`): only for checkpoints whose tower is
+    none of the published ones. training_phrases: the words the model was trained with, where the user has the official
+    list; otherwise ours for COCO (see `coco_words`).
     """
     file = Path(file)
     if layout not in ("auto", *LAYOUTS, *CLASSIFIERS):
