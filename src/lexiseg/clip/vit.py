@@ -141,8 +141,8 @@ class MaskPromptedTransformer(VisionTransformer):
     Replaced, not removed: they are looked at like any other. Before each of the first `prompt_depth` blocks every blank
     patch becomes the prompt of its place, so what a block makes of it counts only after the last of them.
 
-    What is not computed, with the same result up to rounding: in the last block everything but the class token; of blank
-    patches, in the blocks after which they are replaced, everything but what the others find and read of them.
+    What is not computed, with the same result up to rounding: in the last block everything but the class token; of
+    blank patches, in the blocks after which they are replaced, everything but what the others find and read of them.
     """
 
     def __init__(self, embed_dim: int, *, prompt_depth: int = 3, shared_prompts: bool = False, **sizes: Any) -> None:

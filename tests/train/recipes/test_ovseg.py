@@ -189,6 +189,7 @@ def gathers(out: Path) -> None:
     (out / str(rank)).write_text(repr([rows.tolist(), row.grad.tolist()]))
 
 
+@pytest.mark.slow
 def test_rows_of_all_processes(tmp_path: Path) -> None:
     launch(gathers, 2, tmp_path, tmp_path)
     rows = [[1.0, 1.0], [2.0, 2.0]]
