@@ -97,7 +97,8 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
     """The CLIP whose files `locate` finds, every tensor accounted for."""
     path = locate(CONFIG_FILE)
     tower = _read_tower(path)
-    builder, arguments = "clustered", {"tower": tower}
+    builder = "clustered"
+    arguments: dict[str, Any] = {"tower": tower}
     try:
         if is_transformer(tower):
             size = tower["vision_cfg"].get("image_size", 224)
@@ -108,19 +109,23 @@ def read_open_clip(locate: Locate, max_bytes: int = MAX_BYTES) -> OpenClip:
         elif is_vision_transformer(tower):
             builder, arguments = "maft_given", {"tower": tower, "first_block": _first_block(tower)}
         modules = (BUILDERS[builder].system(**arguments), text_encoder(tower))
-        targets = [shapes_of(module.state_dict()) for module in modules]
+        system_shapes, text_shapes = (shapes_of(module.state_dict()) for module in modules)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise ModelFolderError(f"{path}: model_cfg: no classifier of masks can be built from it: {error}") from error
     weights = _weights(locate, path)
     # No CLIP has them; this is how the released classifiers began.
-    scales = {name: torch.full(targets[0].pop(name), -5.0) for name in list(targets[0]) if name.endswith(MASK_SCALE)}
+    scales = {
+        name: torch.full(system_shapes.pop(name), -5.0) for name in list(system_shapes) if name.endswith(MASK_SCALE)
+    }
     names: dict[str, Any] = {}
     if builder == "maskclip_pp_given":
         names = {"rules": EVA_RULES, "ignored": ()}
     elif builder == "maft_given":
         names = {"rules": VISION_TRANSFORMER_RULES, "ignored": VISION_TRANSFORMER_IGNORED}
     try:
-        account, system, text = convert_open_clip(read_safetensors(weights, max_bytes), *targets, **names)
+        account, system, text = convert_open_clip(
+            read_safetensors(weights, max_bytes), system_shapes, text_shapes, **names
+        )
     except (CheckpointError, ConversionError) as error:
         raise ModelFolderError(str(error) if str(weights) in str(error) else f"{weights}: {error}") from error
     system |= {name: torch.zeros((), dtype=torch.int64) for name in account.fresh}  # counters of batch norm
