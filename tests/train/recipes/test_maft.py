@@ -234,6 +234,8 @@ def test_masks_of_another_model(tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     assert not torch.equal(before["embedder.tower.ln_post.weight"], after["embedder.tower.ln_post.weight"])
     assert torch.equal(before["embedder.tower.proj"], after["embedder.tower.proj"])
+    with pytest.raises(ValueError, match="dropout as in the official training is FreeSeg's"):
+        recipe.train_package(data, tmp_path / "none", str(tower), masks=str(drawer), dropout="official", **options)
     with pytest.raises(ValueError, match="draws no masks: say which model does with --masks"):
         recipe.train_package(data, tmp_path / "none", str(tower), **options)
 

@@ -246,6 +246,8 @@ def tower_losses(
     noisy.
     """
     embedder, teacher = tuned.embedder, tuned.teacher
+    if dropout == "official" and not isinstance(getattr(tuned.generator, "head", None), FreeSegGenerator):
+        raise ValueError("dropout as in the official training is FreeSeg's; other generators have batch norms to spoil")
     tuned.generator.train(dropout == "official")
     with torch.no_grad():
         mask_logits = tuned.generator(images, None, text).mask_logits
