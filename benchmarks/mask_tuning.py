@@ -226,8 +226,8 @@ python benchmarks/mask_tuning.py DATA --out RUN --write docs/maskclip-pp-trainin
 Trained on the train splits of camvid, msrc and coco_panoptic without any mask and any name of
 {", ".join(UNSEEN)}; {BATCH} crops of {CROP} x {CROP} per step, each step of one set; AdamW at 2e-4, the
 tower at {TOWER_SCALE} of it, cosine down to 1e-5. Mask accuracy in percent (mean over the classes that occur), each
-true mask named among all classes of its set: 133 of coco_panoptic val (50 photos), 23 of msrc test (its 43 photos with a
-held-out class). Cells: mean over the seeds (lowest to highest); difference to before, with 95 % of what photos drawn
+true mask named among all classes of its set: 133 of coco_panoptic val (50 photos), 23 of msrc test (its 43 photos with
+a held-out class). Cells: mean over the seeds (lowest to highest); difference to before, with 95 % of what photos drawn
 anew would give of it.
 """
 

@@ -2,12 +2,15 @@
 
     python benchmarks/ovseg_training.py PAIRS DATA OUT [--start street-tiny] [--side 96] [--seeds 3] [--split val]
         [--epochs 2] [--prompt-epochs 1] [--batch 32] [--learning-rate 1e-4] [--prompt-learning-rate 0.02]
+        [--control SPLIT]
 
 PAIRS: a folder that `lexiseg data mine` made. DATA: labelled photos, whose classes are the words; the true mask of
 every class of a photo is given, cut out, blanked around and read. Trained are, for each seed, the tower (full), prompts
 after it (full-prompts), and prompts alone. The same command goes on where it stopped. OUT/table.md has the table:
 accuracy over all masks and its mean over the classes that occur, with 95 % intervals over photos drawn anew; of a row
-over seeds the interval is that of the mean of their accuracies, on the same draws.
+over seeds the interval is that of the mean of their accuracies, on the same draws. With --control the tower is also
+trained, as long, on the true masks of a split of DATA and the names of their classes: what the training does with pairs
+that are right.
 """
 
 import argparse
@@ -21,14 +24,33 @@ import torch
 from torch import Tensor
 
 from lexiseg.data.packages import LabelledPhotos
+from lexiseg.data.pairs import MaskWordPairs, Pair, Shard, blanked, shard_path, write_shard
 from lexiseg.evaluation import Evaluation, Plan, candidate_of, evaluate
 from lexiseg.evaluation.outcome import picture_counts
 from lexiseg.metrics.bootstrap import drawn_times, interval
+from lexiseg.metrics.mask_accuracy import class_masks
+from lexiseg.regions.crops import boxes_of
 from lexiseg.segmenter import Segmenter
 from lexiseg.train.recipes.ovseg import train_pairs
 from lexiseg.zoo.cropped import with_crops
 from lexiseg.zoo.loading import load
 from lexiseg.zoo.model_folder import Model
+
+
+def true_pairs(package: LabelledPhotos, split: str, out: Path) -> Path:
+    """The masks of the classes of a split with their names, as pairs."""
+    regions, pairs = {}, []
+    for id in package.ids(split):
+        photo = package.photo(id)
+        masks, classes = class_masks(torch.from_numpy(photo.labels), package.ignore)
+        for mask, number, box in zip(masks, classes.tolist(), boxes_of(masks).tolist(), strict=True):
+            x0, y0, x1, y1 = box
+            name = f"regions/{len(regions):06}.png"
+            regions[name] = blanked(photo.image[y0:y1, x0:x1], mask[y0:y1, x0:x1].numpy())
+            pairs.append(Pair(name, package.classes[number], id, 0, 1.0, float(mask.float().mean())))
+    out.mkdir(parents=True, exist_ok=True)
+    write_shard(shard_path(out, 0), Shard(tuple(pairs), regions, {}))
+    return out
 
 
 def accuracies(counts: Tensor) -> Tensor:
@@ -75,6 +97,7 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--prompt-learning-rate", type=float, default=0.02)
     parser.add_argument("--template", default="own")
+    parser.add_argument("--control", metavar="SPLIT")
     options = parser.parse_args()
     torch.set_num_threads(1)
     package = LabelledPhotos(options.data)
@@ -86,15 +109,15 @@ def main() -> int:
         assert found is not None  # this is the only process
         return found
 
-    def trained(start: str | Path, out: Path, order: str, seed: int) -> Path:
+    def trained(start: str | Path, out: Path, order: str, seed: int, pairs: Path = options.pairs) -> Path:
         if not (out / "model" / "lexiseg.json").is_file():
             begun = time.perf_counter()
             train_pairs(
-                options.pairs,
+                pairs,
                 out,
                 start=str(start),
                 order=order,
-                epochs=options.epochs,
+                epochs=options.epochs * len(MaskWordPairs(options.pairs)) / len(MaskWordPairs(pairs)),
                 prompt_epochs=options.prompt_epochs,
                 batch=options.batch,
                 learning_rate=options.learning_rate,
@@ -112,6 +135,9 @@ def main() -> int:
 
     before = accuracy(with_crops(load(options.start), options.side), "before")
     found: dict[str, list[Evaluation]] = {"full": [], "prompts": [], "full-prompts": []}
+    if options.control:
+        found["full, on true masks"] = []
+        true = true_pairs(package, options.control, options.out / "true")
     for seed in range(options.seeds):
         folder = options.out / f"seed-{seed}"
         full = trained(options.start, folder / "full", "full", seed)
@@ -121,6 +147,9 @@ def main() -> int:
             ("prompts", trained(options.start, folder / "prompts", "prompts", seed)),
         ):
             found[name].append(accuracy(load(path), f"{name}-{seed}"))
+        if options.control:
+            path = trained(options.start, folder / "control", "full", seed, true)
+            found["full, on true masks"].append(accuracy(load(path), f"control-{seed}"))
         print(f"seed {seed} done", flush=True)
     lines = [
         "| trained | over all masks | less before | mean over classes | less before |",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lexiseg.apps.server.limits import Limits
 from lexiseg.apps.server.logs import log_as_json
+from lexiseg.apps.server.memory import keep_memory
 from lexiseg.apps.server.routes import make_app
 from lexiseg.apps.server.service import Service
 from lexiseg.apps.server.serving import address, listen, serve
@@ -69,6 +70,7 @@ def start(
             f"--host {offer.host} --port {offer.port}: cannot listen there ({error.strerror or error})"
         ) from None
     log_as_json()
+    keep_memory()
     service = Service(segmenters, offer.limits, workers, max_batch)
     app = make_app(service, offer.api_key)
     where = address(listening)
