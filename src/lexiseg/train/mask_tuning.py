@@ -119,7 +119,8 @@ def _text_parameters(text: TextEncoder | None, layers: TextLayers) -> Iterator[n
     if text is None:
         return
     yield text.positional_embedding
-    for block in text.transformer.resblocks:
+    blocks: Any = text.transformer.resblocks
+    for block in blocks:
         yield block.attn.in_proj_weight
         if layers == "blocks":
             for part in (block.ln_1, block.ln_2, block.mlp):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def untuned(
         )
     found = load_located(source.locate, source.name, device, siblings=source.siblings)
     if settings.builder in CLIPS:
-        return _of_clip(found, settings.arguments["tower"], similarity, short_edge, device)
+        return _of_clip(found, cast(Any, settings.arguments["tower"]), similarity, short_edge, device)
     return _of_classifier(found, settings.arguments, similarity, short_edge)
 
 

@@ -473,8 +473,14 @@ def _named(names: Sequence[str]) -> str:
 
 def _rows(model: Untuned, vocabulary: Vocabulary, device: torch.device, frozen: bool) -> Tensor:
     """[A, T, D]. frozen: the words' tower is that of the model, so that words may be remembered."""
-    remembered = {"fingerprint": model.fingerprint, "cache": cache_folder()} if frozen else {}
-    rows = encode_vocabulary(vocabulary, model.templates, model.text_encoder, mix_templates=False, **remembered)
+    rows = encode_vocabulary(
+        vocabulary,
+        model.templates,
+        model.text_encoder,
+        fingerprint=model.fingerprint if frozen else None,
+        cache=cache_folder(),
+        mix_templates=False,
+    )
     return rows.to(device)
 
 
