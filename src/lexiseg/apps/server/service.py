@@ -32,7 +32,8 @@ class Service:
     """Models that are loaded, the queue before them, and the places of those who may wait.
 
     workers: passes at a time; None is one for each core on a CPU, each with one thread, since small operators gain
-    little from more, and one on other devices. It lives in one event loop; `Batcher` and the pool have the threads.
+    little from more, and one on other devices. max_batch: photos of a pass; None is 2 on a CPU, where more only take
+    more memory, and 8 on other devices. It lives in one event loop; `Batcher` and the pool have the threads.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Service:
         segmenters: Mapping[str, Segmenter],
         limits: Limits | None = None,
         workers: int | None = None,
-        max_batch: int = 8,
+        max_batch: int | None = None,
     ) -> None:
         self.segmenters = dict(segmenters)
         self.limits = limits or Limits()
@@ -49,7 +50,7 @@ class Service:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = workers or (cores if on_cpu else 1)
         threads = max(1, cores // self.workers)
-        self.batcher = Batcher(self.workers, max_batch, threads, self._passed)
+        self.batcher = Batcher(self.workers, max_batch or (2 if on_cpu else 8), threads, self._passed)
         self.metrics.count_waiting(lambda: len(self.batcher))
         self.closing = False
         self.taken = 0

@@ -56,7 +56,7 @@ def start(
     offer: Offer,
     *,
     workers: int | None = None,
-    max_batch: int = 8,
+    max_batch: int | None = None,
     say: Callable[[str], None],
 ) -> None:
     """Serves until it is stopped. Raises ValueError or OSError where it cannot begin."""
