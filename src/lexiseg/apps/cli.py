@@ -427,7 +427,9 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Passes at a time. Default: one per core on a CPU, else one.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Most photos in one pass.")] = 8,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Most photos in one pass. Default: 2 on a CPU, else 8.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Serve a page for people at / and an API for programs under /v1, until Ctrl-C.
@@ -589,8 +591,8 @@ def mine_data(
     source = Source(*(None if path is None else str(path.resolve()) for path in (captions, images)), split)
     console = _console(stderr=True)
     try:
+        chosen = pick_device(device)
         if workers is None:
-            chosen = pick_device(device)
             mine(
                 out,
                 source,
@@ -601,7 +603,7 @@ def mine_data(
         else:
             from lexiseg.mining.scaling import mine_with_ray
 
-            mine_with_ray(Run.start(out, source, settings), workers, device)
+            mine_with_ray(Run.start(out, source, settings), workers, chosen.type)
         found = summarise(out)
         save_summary(found, out)
         sheet = save_sheet(out) if found.pairs else None
