@@ -143,3 +143,30 @@ def test_gradients_reach_the_tower_and_not_the_masks() -> None:
 def test_a_box_smaller_than_its_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="expansion"):
         MaskedCrops(Tower(), expansion=0.5)
+
+
+@torch.no_grad()
+def test_crops_of_different_canvases_are_read_together() -> None:
+    tower = Tower()
+    embedder = MaskedCrops(tower, at_once=64)
+    batches = [(pictures(2), masks(2)), (pictures(1), masks(1, 3))]
+    together = embedder.together(batches)
+    assert tower.calls == [2 * 4 + 2]
+    for found, (images, logits) in zip(together, batches, strict=True):
+        alone = MaskedCrops(Tower(), at_once=3)(images, None, logits)
+        assert torch.equal(found.valid, alone.valid)
+        torch.testing.assert_close(found.embeds, alone.embeds)
+    assert embedder.together([]) == []
+
+
+@torch.no_grad()
+def test_equal_masks_of_a_picture_are_read_once() -> None:
+    tower, images, logits = Tower(), pictures(2), masks(2)
+    logits = torch.cat((logits, logits[:, 1:3], logits[:, :1] * 0.5), dim=1)  # the last one is on where the first is
+    found = MaskedCrops(tower)(images, None, logits)
+    assert tower.calls == [8]  # two of the four are the same in both pictures, but pictures are apart
+    torch.testing.assert_close(found.embeds[:, 5:], found.embeds[:, [1, 2, 0]])
+    assert found.valid.tolist() == [[True, True, False, True, True, True, False, True]] * 2
+    soft = Tower()
+    MaskedCrops(soft, matting=True)(images, None, logits)
+    assert soft.calls == [10]  # the softer mask is another one there

@@ -15,11 +15,14 @@ from lexiseg.scoring.fusion import PowerProduct, RegionOnly
 from lexiseg.segmenter import Segmenter
 from lexiseg.weights import ovseg as layout
 from lexiseg.weights.rules import ConversionError, source_name
+from lexiseg.zoo.composition import CompositionError
 from lexiseg.zoo.convert import convert, convert_state, published_entry, recognise
 from lexiseg.zoo.fcclip import text_encoder
+from lexiseg.zoo.loading import compose_folder, load
 from lexiseg.zoo.model_folder import load_folder
 from lexiseg.zoo.ovseg import build_backbone, ovseg
 from tests.proposals.tiny_transformers import tiny_sam
+from tests.train.recipes.test_maftplus import toy_model
 from tests.zoo.conftest import TEXT, randomise
 
 TOWER: dict[str, Any] = {
@@ -244,3 +247,10 @@ def test_masks_of_sam_paint_by_the_best_of_every_word(tmp_path: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     result = segmenter(photo, "sky, road | street, car")
     assert set(np.unique(result.label_map)) <= {-1, 0, 1, 2}
+
+    folder = compose_folder(tmp_path / "both", tmp_path / "sam", tmp_path / "clip", settings=points, granularity=0.3)
+    assert load(folder).outputs.granularity == 0.3
+    with pytest.raises(CompositionError, match="granularity is in 0..1, not 2"):
+        compose_folder(tmp_path / "both", tmp_path / "sam", tmp_path / "clip", granularity=2)
+    with pytest.raises(CompositionError, match="toy has no granularity to choose"):
+        compose_folder(tmp_path / "other", "given", toy_model(tmp_path / "toy"), granularity=0.5)

@@ -196,6 +196,10 @@ def compose(
     setting: Annotated[
         list[str] | None, typer.Option(help="Of a transformers generator: points_per_side=16. May be repeated.")
     ] = None,
+    granularity: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of OVSeg's CLIP: 1 for each word's best mask, less for more of its masks."),
+    ] = None,
 ) -> None:
     """Join the mask generator of one model and the region classifier of another into a model folder.
 
@@ -205,7 +209,9 @@ def compose(
     from lexiseg.zoo.loading import compose_folder
 
     try:
-        folder = compose_folder(out, proposals, regions, alpha=alpha, beta=beta, settings=settings)
+        folder = compose_folder(
+            out, proposals, regions, alpha=alpha, beta=beta, settings=settings, granularity=granularity
+        )
     except (ValueError, OSError, RuntimeError) as error:
         _wrong(str(error))
     given = proposals == "given"

@@ -55,7 +55,7 @@ class MaskPromptedConvNet(nn.Module):
         super().__init__()
         self.trunk, self.projection = trunk, projection
         self.image_size = image_size
-        self.embed_dim: int = next(reversed(list(projection.head.modules()))).out_features
+        self.embed_dim = projection.embed_dim
         self.mask_embedding = nn.Parameter(torch.zeros(3, image_size, image_size)) if prompted else None
 
     def keep(self, masks: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Projection(nn.Module):
     ) -> None:
         """channels C, embed_dim D. norm_eps: None for no norm. hidden: width of the MLP, None for a linear map."""
         super().__init__()
+        self.embed_dim = embed_dim
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(channels, eps=norm_eps)
         layers: dict[str, nn.Module]
         if hidden is None:

@@ -240,7 +240,7 @@ def tasks_of(photos: CaptionedPhotos, settings: Settings) -> list[Task]:
 
 def encoded_words(model: Model, words: Sequence[str], cache: Path) -> dict[str, Tensor]:
     """word -> its row [T, D] as the model reads regions' words."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for start in range(0, len(words), WORDS_AT_ONCE):
         part = words[start : start + WORDS_AT_ONCE]
         found |= dict(zip(part, model.text_bank(Vocabulary.parse(list(part)), cache).region, strict=True))

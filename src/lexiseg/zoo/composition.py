@@ -160,6 +160,9 @@ class Choices:
     """None is the classifier's."""
     outputs: OutputSettings | None = None
     settings: GeneratorSettings | None = None
+    granularity: float | None = None
+    """Of a classifier that paints (OVSeg on given masks or SAM's): 1 for each word's best mask alone, below it also
+    those that score more than this share of the best."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,6 @@ def join(generator: Generator, classifier: Model, choices: Choices, name: str) -
     if nobody_else and not isinstance(embedder, MaskAdapterPool):
         embedder = GrownUntilSeen(embedder)
     canvas = choices.canvas or classifier.canvas
-    paints = classifier.outputs.paint_threshold is not None  # its own way with masks that overlap
     text = generator.text
     same_words = text is None or (text.fingerprint, text.templates) == (classifier.fingerprint, classifier.templates)
     return replace(
@@ -216,12 +218,24 @@ def join(generator: Generator, classifier: Model, choices: Choices, name: str) -
         name=name,
         system=System(system.encoder, module, embedder, system.scorer, fuse).eval(),
         canvas=replace(canvas, multiple=math.lcm(canvas.multiple, generator.multiple)),
-        outputs=choices.outputs or (None if paints else generator.outputs) or classifier.outputs,
+        outputs=_outputs(generator, classifier, choices),
         training_phrases=generator.training_phrases,
         card={"proposals": dict(generator.card or {}), "regions": dict(classifier.card)},
         query=None if same_words else text,
         own_classes=generator.own_classes,
     )
+
+
+def _outputs(generator: Generator, classifier: Model, choices: Choices) -> OutputSettings:
+    paints = classifier.outputs.paint_threshold is not None  # its own way with masks that overlap
+    found = choices.outputs or (None if paints else generator.outputs) or classifier.outputs
+    if choices.granularity is None:
+        return found
+    if found.paint_threshold is None:
+        raise CompositionError(f"{classifier.name} has no granularity to choose: all masks vote; only OVSeg's paint")
+    if not 0 <= choices.granularity <= 1:
+        raise CompositionError(f"granularity is in 0..1, not {choices.granularity}")
+    return found.model_copy(update={"granularity": choices.granularity})
 
 
 def same_module(first: nn.Module, second: nn.Module) -> bool:

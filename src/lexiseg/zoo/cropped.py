@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from lexiseg.clip.convnet import MaskPromptedConvNet, TimmTrunk
+from lexiseg.clip.projection import Projection
 from lexiseg.regions.crops import MaskedCrops
 from lexiseg.regions.grown import GrownUntilSeen
 from lexiseg.regions.mask_pool import MaskPool
@@ -30,8 +31,9 @@ def crop_reader(model: Model, crop_side: int | None = None) -> MaskedCrops:
         if crop_side not in (None, embedder.tower.image_size):
             raise ValueError(f"{model.name} reads crops of {embedder.tower.image_size} pixels, not of {crop_side}")
         return embedder
-    if isinstance(encoder, TimmTrunk) and isinstance(embedder, MaskPool):
-        tower = MaskPromptedConvNet(encoder.trunk, embedder.projection, image_size=crop_side or USUAL_SIDE)
+    head = embedder.projection if isinstance(embedder, MaskPool) else None
+    if isinstance(encoder, TimmTrunk) and isinstance(head, Projection):
+        tower = MaskPromptedConvNet(encoder.trunk, head, image_size=crop_side or USUAL_SIDE)
         return MaskedCrops(tower).eval()
     raise ValueError(
         f"{model.name}: crops are read by a CLIP that is there as a whole: OVSeg's, or a ConvNet with mask pooling"
