@@ -227,8 +227,8 @@ def test_files_that_are_not_fcclip(tmp_path: Path) -> None:
     torch.save({"model": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ConversionError, match=r"other\.pth: not an FC-CLIP or MAFT\+ checkpoint.*layer\.weight"):
         convert(tmp_path / "other.pth", tmp_path / "out")
-    with pytest.raises(ConversionError, match="no layout is called 'maft'"):
-        convert(tmp_path / "other.pth", tmp_path / "out", layout="maft")
+    with pytest.raises(ConversionError, match="no layout is called 'maftplus'"):
+        convert(tmp_path / "other.pth", tmp_path / "out", layout="maftplus")
 
     tower = TOWERS["resnet"]
     source = official_checkpoint(*(module.state_dict() for module in toy(tower)))
