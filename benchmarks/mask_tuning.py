@@ -171,40 +171,81 @@ def read(out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return found
 
 
-def spread(before: dict[str, Any], after: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Mean difference over the seeds, and 95 % of what photos drawn anew would give of it, in points."""
-    pairs = [torch.tensor(one["counts"], dtype=torch.float64) for one in (before, *after)]
-    times = drawn_times(len(pairs[0]))
-    first, *others = (100 * resampled_mean_accuracy(counts, times) for counts in pairs)
-    low, high = interval(torch.stack(others).mean(dim=0) - first)
-    return statistics.mean(one["accuracy"] for one in after) - before["accuracy"], low, high
+def spread(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Mean over the seeds of `other` less that of `one`, in points, and 95 % of what photos drawn anew would give of it.
+
+    Both of the same photos, which are drawn alike for both.
+    """
+    means, samples = [], []
+    for results in (one, other):
+        counts = [torch.tensor(result["counts"], dtype=torch.float64) for result in results]
+        times = drawn_times(len(counts[0]))
+        samples.append(torch.stack([100 * resampled_mean_accuracy(own, times) for own in counts]).mean(dim=0))
+        means.append(statistics.mean(result["accuracy"] for result in results))
+    low, high = interval(samples[1] - samples[0])
+    return means[1] - means[0], low, high
+
+
+def masks_in(result: dict[str, Any]) -> int:
+    return int(torch.tensor(result["counts"])[:, 1].sum())
+
+
+def words_for(low: float, high: float) -> str:
+    """A difference counts if its interval leaves out zero."""
+    return "better" if low > 0 else "worse" if high < 0 else "no difference that counts"
+
+
+def shown(gain: float, low: float, high: float) -> str:
+    return f"{gain:+.1f}, 95 % {low:+.1f} to {high:+.1f}"
 
 
 def document(out: Path) -> str:
     """docs/maskclip-pp-training.md."""
     results = read(out)
-    lines = [HEAD]
+    lines, verdicts = [HEAD], []
     for start, of_start in results.items():
         before = json.loads((out / f"{start}.before.json").read_text(encoding="utf-8"))
         steps = {one["steps"] for kind in of_start.values() for one in kind}
         lines += [f"## {start}, {' and '.join(map(str, sorted(steps)))} steps", ""]
-        lines += [f"| similarity modelling | seeds | {' | '.join(before)} |", "|---" * (len(before) + 2) + "|"]
+        titles = [f"{name} ({masks_in(own)} masks)" for name, own in before.items()]
+        lines += [f"| similarity modelling | seeds | {' | '.join(titles)} |", "|---" * (len(before) + 2) + "|"]
         accuracies = [f"{one['accuracy']:.1f}" for one in before.values()]
         lines.append(f"| before | | {' | '.join(accuracies)} |")
-        for kind, runs in of_start.items():
-            cells = []
+        for kind, runs in sorted(of_start.items(), key=lambda item: SIMILARITIES.index(item[0])):
+            cells, said = [], {}
             for name, own in before.items():
                 after = [run["after"][name] for run in runs]
                 numbers = [one["accuracy"] for one in after]
-                gain, low, high = spread(own, after)
+                change = spread([own], after)
+                said[name] = words_for(*change[1:])
                 cells.append(
-                    f"{statistics.mean(numbers):.1f} ({min(numbers):.1f} to {max(numbers):.1f}); {gain:+.1f}, "
-                    f"95 % {low:+.1f} to {high:+.1f}"
+                    f"{statistics.mean(numbers):.1f} ({min(numbers):.1f} to {max(numbers):.1f}); {shown(*change)}"
                 )
             lines.append(f"| {kind}{NAMES[kind]} | {len(runs)} | {' | '.join(cells)} |")
+            seen, *unseen = said.values()
+            holds = seen == "better" and "worse" not in unseen
+            told = "; ".join(f"{name}: {words}" for name, words in said.items())
+            verdicts.append(f"- {start}, {kind}: {told}. The claim {'shows' if holds else 'does not show'}.")
         lines.append("")
-    return "\n".join(lines)
+        if plain := of_start.get("template-mean"):
+            for kind in SIMILARITIES:
+                if kind != "template-mean" and kind in of_start:
+                    differences = [
+                        (
+                            name,
+                            spread(
+                                [run["after"][name] for run in plain], [run["after"][name] for run in of_start[kind]]
+                            ),
+                        )
+                        for name in before
+                    ]
+                    told = "; ".join(f"{name} {shown(*change)}" for name, change in differences)
+                    verdicts.append(f"- {start}, {kind} less template-mean, both tuned: {told}.")
+    return "\n".join((*lines, "## In words", "", VERDICTS, "", *verdicts)) + "\n"
 
+
+VERDICTS = """The claim: better at the classes seen, nothing lost of the others. A difference counts where its interval
+leaves out zero; held-out classes are few here, and so are the photos."""
 
 NAMES = {
     "template-mix": " (alignment, linear)",

@@ -71,6 +71,7 @@ def untuned(
     source = find(model, "regions", offline)
     if source.kind == "open_clip":
         clip = read_open_clip(source.locate)
+        _check_builder(source.name, clip.builder)
         found = model_of(clip, source.name, device)
         if clip.builder in CLIPS:
             return _of_clip(found, clip.tower, similarity, short_edge, device)
@@ -81,15 +82,19 @@ def untuned(
     if is_composed(path):
         raise ModelFolderError(f"{path}: a composed model; give the folder of the part that reads its regions")
     settings = read_settings(path, siblings=source.siblings)
-    if settings.builder not in (*MASK_CLASSIFIERS, *CLIPS):
-        raise ModelFolderError(
-            f"{path}: its builder is {settings.builder!r}; needed is a MaskCLIP++, or a CLIP as in FC-CLIP, MAFT+ or "
-            "open_clip's layout"
-        )
+    _check_builder(str(path), settings.builder)
     found = load_located(source.locate, source.name, device, siblings=source.siblings)
     if settings.builder in CLIPS:
         return _of_clip(found, cast(Any, settings.arguments["tower"]), similarity, short_edge, device)
     return _of_classifier(found, settings.arguments, similarity, short_edge)
+
+
+def _check_builder(where: str, builder: str) -> None:
+    if builder not in (*MASK_CLASSIFIERS, *CLIPS):
+        raise ModelFolderError(
+            f"{where}: its builder is {builder!r}; needed is a MaskCLIP++, or a CLIP as in FC-CLIP, MAFT+ or "
+            "open_clip's layout (ConvNeXt, CLIP ResNet, EVA)"
+        )
 
 
 def _of_classifier(
