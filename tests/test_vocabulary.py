@@ -289,3 +289,16 @@ def test_published_class_lists(tmp_path: Path) -> None:
         Vocabulary.from_class_list(path)
     with pytest.raises(VocabularyError, match="no such file"):
         Vocabulary.from_class_list(tmp_path / "absent.txt")
+
+
+def test_words_from_elsewhere_never_name_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("sky\nroad | street\n", encoding="utf-8")
+    assert Vocabulary.parse(str(file)).names == ("sky", "road")
+    assert Vocabulary.from_words(str(file)).names == (str(file),)
+    assert Vocabulary.from_words("sky, road | street", background=True).names == ("sky", "road", "background")
+    assert Vocabulary.from_file_content(file.read_bytes(), "w.txt") == Vocabulary.parse(file)
+    with pytest.raises(VocabularyError, match=r"w\.csv: a vocabulary file ends in"):
+        Vocabulary.from_file_content(b"sky", "w.csv")
+    with pytest.raises(VocabularyError, match=r"w\.json: not UTF-8"):
+        Vocabulary.from_file_content(b"\xff", "w.json")

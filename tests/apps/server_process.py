@@ -34,9 +34,10 @@ class ServerProcess:
 
 @contextmanager
 def server(model: str | Path, folder: Path, *options: str, key: str | None = None) -> Iterator[ServerProcess]:
-    """folder: for the log. The server is stopped at the end, if it still runs."""
+    """folder: for the log and temporary files. The server is stopped at the end, if it still runs."""
     command = [sys.executable, "-m", "lexiseg.apps.cli", "serve", "--model", str(model), "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "LEXISEG_CACHE": "off"}
+    environment["TMPDIR"] = str(folder)
     environment.pop("LEXISEG_API_KEY", None)
     if key is not None:
         environment["LEXISEG_API_KEY"] = key

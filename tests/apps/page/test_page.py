@@ -61,6 +61,27 @@ def page(browser: Any, running: ServerProcess) -> Iterator[Any]:
     assert not wrong
 
 
+def test_nothing_is_left_behind(browser: Any, china_photo: Path, tmp_path: Path) -> None:
+    """The server of an open page ends when it is told to, and deletes what was sent; with a key it asks first."""
+    key = "0123456789-abcdef"
+    with server("street-tiny", tmp_path, key=key) as process:
+        context = browser.new_context()
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.goto(process.url)
+        page.locator("input").nth(0).fill("somebody")
+        page.locator("input").nth(1).fill(key)
+        page.click("button:has-text('Login')")
+        page.wait_for_selector("#go")
+        page.set_input_files("#photo input[type=file]", china_photo)
+        page.wait_for_selector("#photo img")
+        (folder,) = tmp_path.glob("lexiseg-page-*")
+        assert list(folder.rglob("china.jpg"))
+        assert process.stop() == 0
+        assert not folder.exists()
+        context.close()
+
+
 def find(page: Any, photo: Path | None, words: str | None) -> None:
     if photo is not None:
         page.set_input_files("#photo input[type=file]", photo)

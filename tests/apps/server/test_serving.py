@@ -278,7 +278,8 @@ def test_shutdown_finishes_what_was_accepted(toy: Path, tmp_path: Path) -> None:
                 told = answer.read()
                 assert told.startswith(b"HTTP/1.1 200"), told[:300]
                 assert json.loads(told.partition(b"\r\n\r\n")[2])["words"][1]["label"] == "road"
-        process.process.wait(30)
+        assert process.process.wait(30) == 0
+        assert not list(tmp_path.glob("lexiseg-page-*")), "nothing that was sent is left behind"
 
 
 def wait_until_refused(url: str) -> None:

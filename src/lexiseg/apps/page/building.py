@@ -96,7 +96,7 @@ def make_page(service: Service) -> gr.Blocks:
                     listed = gr.File(
                         label="A saved word list, in place of the words",
                         file_types=[".txt", ".yaml", ".yml", ".json"],
-                        height=150,
+                        height=170,
                         elem_id="listed",
                     )
                     model = gr.Dropdown(

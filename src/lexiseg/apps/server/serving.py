@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import sys
 from contextlib import suppress
 
 import uvicorn
@@ -49,7 +51,10 @@ def address(listening: socket.socket) -> str:
 
 
 def serve(app: FastAPI, service: Service, listening: socket.socket) -> None:
-    """Answers until SIGINT or SIGTERM."""
+    """Answers until SIGINT or SIGTERM, and returns when all is done."""
+    # uvicorn ends by sending itself the signal again; without a handler of ours that would be the end of everything,
+    # before the files of the page are deleted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=30)
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a person stops it: all is done by then
         Server(config, service).run(sockets=[listening])
