@@ -11,15 +11,27 @@ from lexiseg.images import Photo
 from lexiseg.mining.matching import Filters, Matched, Matcher, Words
 from lexiseg.regions.crops import MaskedCrops
 from lexiseg.system import System
+from lexiseg.types import TextBank
 from tests.colour_model import ColourMasks, ColourText, colour_model, verdict
 from tests.mining.colour_photos import striped
 
 NOUNS = {"red": 0, "blue": 1, "cloud": 0}
 
 
+WORDS = ("red", "green", "blue", "cloud")
+
+
 def words() -> Words:
-    rows = torch.nn.functional.normalize(ColourText().encode(["red", "green", "blue", "cloud"]), dim=-1)
-    return Words(dict(zip(("red", "green", "blue", "cloud"), rows[:, None], strict=True)))
+    rows = torch.nn.functional.normalize(ColourText().encode(WORDS), dim=-1)[:, None]
+    return Words(WORDS, TextBank(rows, rows, torch.arange(4), torch.zeros(4, dtype=torch.bool)))
+
+
+def test_the_words_of_a_photo_are_classes_of_their_own() -> None:
+    found = words().bank(("blue", "red"))
+    assert found.region.argmax(-1).flatten().tolist() == [2, 0] and found.class_of.tolist() == [0, 1]
+    assert found.own_class is None
+    closed = Words(WORDS, replace(words().encoded, own_class=torch.tensor([0, 3])))
+    assert closed.bank(("blue",)).own_class.tolist() == [1, 1]  # none of them
 
 
 def matched(photo: np.ndarray, nouns: dict[str, int], filters: Filters | None = None) -> Matched:

@@ -51,15 +51,22 @@ class Matched:
 class Words:
     """The encoded nouns of a whole run, one row each."""
 
-    def __init__(self, rows: Mapping[str, Tensor]) -> None:
-        """rows: word -> [T, D]."""
-        self.rows = rows
+    def __init__(self, words: Sequence[str], encoded: TextBank) -> None:
+        """encoded: of the words, each a class of its own."""
+        self.number = {word: number for number, word in enumerate(words)}
+        self.encoded = encoded
 
     def bank(self, words: Sequence[str]) -> TextBank:
-        """Those of a photo, each a class of its own."""
-        rows = torch.stack([self.rows[word] for word in words])
-        none = torch.zeros(len(words), dtype=torch.bool)
-        return TextBank(rows, rows, torch.arange(len(words)), none)
+        """Those of a photo. A generator with classes of its own finds none of them among these."""
+        rows = torch.tensor([self.number[word] for word in words])
+        own = self.encoded.own_class
+        return TextBank(
+            query=self.encoded.query[rows],
+            region=self.encoded.region[rows],
+            class_of=torch.arange(len(words)),
+            seen=torch.zeros(len(words), dtype=torch.bool),
+            own_class=None if own is None else torch.full_like(own, len(words)),
+        )
 
 
 class Matcher:

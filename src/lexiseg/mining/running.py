@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lexiseg.data.captions import CaptionedPhotos, captioned_photos
 from lexiseg.data.pairs import Pair, Shard, shard_path, write_shard
 from lexiseg.images import ImageError, Photo
 from lexiseg.mining.matching import Filters, Matched, Matcher, Words
 from lexiseg.mining.nouns import not_shown, noun_finder, words_of
+from lexiseg.types import TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.cropped import with_crops
 from lexiseg.zoo.loading import compose, load
@@ -152,7 +152,7 @@ class Miner:
         self.run, self.together = run, together
         self.photos = run.source.open()
         model = miner_model(run.settings, device)
-        words = Words(encoded_words(model, run.nouns, run.folder / ENCODED))
+        words = Words(run.nouns, encoded(model, run.nouns, run.folder / ENCODED))
         self.matcher = Matcher(model, words, run.settings.filters, device)
 
     def mine(self, number: int) -> int:
@@ -238,13 +238,15 @@ def tasks_of(photos: CaptionedPhotos, settings: Settings) -> list[Task]:
     return tasks
 
 
-def encoded_words(model: Model, words: Sequence[str], cache: Path) -> dict[str, Tensor]:
-    """word -> its row [T, D] as the model reads regions' words."""
-    found: dict[str, Tensor] = {}
-    for start in range(0, len(words), WORDS_AT_ONCE):
-        part = words[start : start + WORDS_AT_ONCE]
-        found |= dict(zip(part, model.text_bank(Vocabulary.parse(list(part)), cache).region, strict=True))
-    return found
+def encoded(model: Model, words: Sequence[str], cache: Path) -> TextBank:
+    """The words as the model reads them, each a class of its own; a vocabulary has a limit, a run has none."""
+    parts = [
+        model.text_bank(Vocabulary.parse(list(words[start : start + WORDS_AT_ONCE])), cache)
+        for start in range(0, len(words), WORDS_AT_ONCE)
+    ]
+    query, region = (torch.cat([getattr(part, name) for part in parts]) for name in ("query", "region"))
+    none = torch.zeros(len(words), dtype=torch.bool)
+    return TextBank(query, region, torch.arange(len(words)), none, parts[0].own_class)
 
 
 def _agree(path: Path, plan: dict[str, Any]) -> None:
