@@ -172,7 +172,7 @@ def read(out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def spread(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Mean over the seeds of `other` less that of `one`, in points, and 95 % of what photos drawn anew would give of it.
+    """Mean over the seeds of `other` less that of `one`, in points, and 95 % of what photos drawn anew would give.
 
     Both of the same photos, which are drawn alike for both.
     """

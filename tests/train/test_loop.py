@@ -43,6 +43,26 @@ def test_a_killed_run_ends_where_the_whole_one_ends(tmp_path: Path) -> None:
     assert not list((tmp_path / "torn").glob("*.partial"))
 
 
+def test_scaled_losses_give_the_same_steps_and_overflowing_ones_none(tmp_path: Path) -> None:
+    """Without float16 the scale goes in and out again; a loss that overflows halves it and moves nothing."""
+    plain, scaled = start(), start()
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+    train(plain, tmp_path / "plain", 6)
+    train(scaled, tmp_path / "scaled", 6)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(value, scaled.model.state_dict()[name])
+    assert scaled.scaler.get_scale() == 16.0
+    again = start()
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.load(tmp_path / "scaled" / "checkpoint.pt")
+    assert again.scaler.get_scale() == 16.0
+    before = {name: value.clone() for name, value in again.model.named_parameters()}
+    again.backward(again.model(torch.full((4, 4), 1.0)).sum() * float("inf"))
+    again.advance(list(again.model.parameters()), 1.0)
+    assert again.scaler.get_scale() == 8.0 and again.step == 7
+    assert all(torch.equal(before[name], value) for name, value in again.model.named_parameters())
+
+
 def test_log_has_a_line_per_interval(tmp_path: Path) -> None:
     train(start(), tmp_path, 8)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -40,7 +40,7 @@ from PIL import Image
 from lexiseg.data.coco_panoptic import PanopticPhoto, segment_ids
 from lexiseg.data.package_splits import segments_of
 from lexiseg.data.packages import LabelledPhotos
-from lexiseg.images import ImageError, find_images, read_image, read_label_map
+from lexiseg.images import find_images, read_image, read_label_map
 from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary, VocabularyClass, VocabularyError
 
 NO_CLASS = 255
@@ -83,9 +83,6 @@ class MaskData(Protocol):
 
     def files(self, id: str) -> tuple[Path, ...]:
         """What it is made of: the photo's own file first. Empty inside archives."""
-
-    def remarks_on(self, id: str) -> list[str]:
-        """Further problems of a photo that can be read."""
 
 
 # --------------------------------------------------------------------------------------------------------- the formats
@@ -162,9 +159,15 @@ class LabelFolder:
     def photo(self, id: str) -> PanopticPhoto:
         path, labels_path = self.files(id)
         image = read_image(path).rgb
-        labels = read_label_map(labels_path).astype(np.int32)
-        _same_size(labels_path, labels, path, image)
-        none = self._no_class(labels_path)
+        stored = read_label_map(labels_path)
+        _same_size(labels_path, stored, path, image)
+        none = NO_CLASS if stored.dtype.itemsize == 1 else NO_CLASS_16_BITS
+        if none == NO_CLASS and len(self.vocabulary) > NO_CLASS:
+            raise ValueError(
+                f"{labels_path}: 8 bits hold the classes 0 to {NO_CLASS - 1}, but there are {len(self.vocabulary)}; save "
+                "all labels with 16 bits"
+            )
+        labels = stored.astype(np.int32)
         present = np.unique(labels)
         present = present[present != none]
         beyond = present[(present < 0) | (present >= len(self.vocabulary))]
@@ -172,19 +175,6 @@ class LabelFolder:
             raise ValueError(_beyond(labels_path, beyond.tolist(), len(self.vocabulary), none))
         ids = np.where(labels == none, 0, labels + 1).astype(np.int32)
         return PanopticPhoto(image, ids, {int(number) + 1: int(number) for number in present})
-
-    def remarks_on(self, id: str) -> list[str]:
-        path = self.files(id)[1]
-        if len(self.vocabulary) > NO_CLASS and self._no_class(path) == NO_CLASS:
-            return [
-                f"{path}: 8 bits hold the classes 0 to {NO_CLASS - 1}, but classes.txt has {len(self.vocabulary)}; "
-                "save all labels with 16 bits"
-            ]
-        return []
-
-    def _no_class(self, path: Path) -> int:
-        with Image.open(path) as picture:
-            return NO_CLASS if picture.mode in ("1", "L", "P") else NO_CLASS_16_BITS
 
 
 class CocoMasks:
@@ -305,9 +295,6 @@ class CocoMasks:
         }
         return PanopticPhoto(image, ids, classes)
 
-    def remarks_on(self, id: str) -> list[str]:
-        return []
-
 
 class PackageMasks:
     """A data package."""
@@ -341,9 +328,6 @@ class PackageMasks:
             where = f"{self.package.path}: labels of {id}"
             raise ValueError(_beyond(where, beyond, len(self.vocabulary), self.package.ignore))
         return segments_of(found, self.package.ignore, self.package.region_classes.get(id, []))
-
-    def remarks_on(self, id: str) -> list[str]:
-        return []
 
 
 class MaskPhotos(Sequence[PanopticPhoto]):
@@ -401,12 +385,11 @@ def look_through(
     for id in progress(ids):
         try:
             photo = data.photo(id)
-            problems += data.remarks_on(id)
             classes[id] = tuple(photo.classes.values())
             if files := data.files(id):
                 hashes[id] = hashlib.sha256(files[0].read_bytes()).hexdigest()
         except (ValueError, OSError) as error:
-            problems.append(str(error) if isinstance(error, (ImageError, ValueError)) else f"{id}: {error}")
+            problems.append(str(error) if isinstance(error, ValueError) else f"{data.name}: {id}: {error}")
     if not problems and not any(classes.values()):
         problems.append(f"{data.name}: no photo has a mask; label some pixels with the number of a class")
     if problems:

@@ -38,6 +38,8 @@ class RunState:
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """Exponential moving average of the whole state dict, batch-norm buffers included: the weights to use."""
     step: int = 0
+    scaler: torch.amp.GradScaler | None = None
+    """For losses in float16, whose gradients would vanish; None needs no scaling."""
 
     def update_average(self, decay: float) -> None:
         """`decay` is reached gradually, so that the random start is forgotten early."""
@@ -57,6 +59,7 @@ class RunState:
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
         partial = path.with_suffix(".partial")
         torch.save(content, partial)
@@ -68,6 +71,28 @@ class RunState:
         self.averaged = content["averaged"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
+        if self.scaler is not None and content.get("scaler"):
+            self.scaler.load_state_dict(content["scaler"])
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, times the scale where there is one."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def advance(self, parameters: list[nn.Parameter], clip: float) -> Tensor:
+        """One step of the optimiser with gradients of length `clip` at most; none where they are not finite.
+
+        Returns their length before.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        if self.scaler is not None:  # looks for itself whether they are finite
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif torch.isfinite(norm):  # the same on every process: the gradients are averaged by now
+            self.optimizer.step()
+        self.step += 1
+        return norm
 
 
 def seed_step(seed: int, step: int, rank: int) -> random.Random:
@@ -145,12 +170,9 @@ def run(
             group["lr"] = learning_rate * factor * group.get("lr_scale", 1.0)
         loss, numbers = loss_of(state.step, seed_step(seed, state.step, rank))
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        state.backward(loss)
         average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if torch.isfinite(norm):  # the same on every process: the gradients are averaged by now
-            state.optimizer.step()
-        state.step += 1
+        norm = state.advance(parameters, clip)
         if rank == 0:
             state.update_average(average_decay)
         for name, value in {**numbers, "norm": float(norm)}.items():

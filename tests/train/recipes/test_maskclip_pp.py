@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,7 +205,8 @@ def test_coco_panoptic_with_validation_and_a_second_set(mine: Path, start: Path,
 def test_other_towers_and_their_options(name: str, mine: Path, tmp_path: Path) -> None:
     tower = TOWERS[name] if name in TOWERS else EVA_TOWERS[name]
     start = tuned_folder(tmp_path / "tuned", tower)
-    options = {**OPTIONS, "crop": 64 if name in TOWERS else 56, "batches": "official", "precision": "bfloat16"}
+    options = {**OPTIONS, "crop": 64 if name in TOWERS else 56, "batches": "official"}
+    options["precision"] = "bfloat16" if name == "resnet" else "float16"
     assert recipe.train_masks(mine, tmp_path / "out", str(start), **options)
     assert report_of(tmp_path / "out")["settings"]["batch_norm"] == ("batch" if name == "resnet" else "fixed")
 
@@ -299,6 +301,16 @@ def test_wrong_data_is_told_before_anything_is_loaded(mine: Path, tmp_path: Path
 def test_what_is_refused(options: dict[str, Any], told: str, mine: Path, start: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=told):
         recipe.train_masks(mine, tmp_path / "out", str(start), **options)
+
+
+def test_a_photo_of_both_splits_is_refused(mine: Path, tmp_path: Path) -> None:
+    path = as_package(mine) / "dataset.json"
+    path.write_text(path.read_text().replace('"val": ["e"', '"val": ["d"'))
+    with pytest.raises(DataProblems, match="d: the photo is d of train and in val too"):
+        recipe.train_masks(mine, tmp_path / "out")
+    archive = shutil.make_archive(str(tmp_path / "mine"), "zip", mine.parent, "mine")  # where files have no path
+    with pytest.raises(DataProblems, match="'d' is a photo of both splits"):
+        recipe.train_masks(Path(archive), tmp_path / "zipped")
 
 
 def test_other_settings_and_other_classes_are_refused(mine: Path, start: Path, tmp_path: Path) -> None:

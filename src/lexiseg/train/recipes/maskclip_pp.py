@@ -13,6 +13,10 @@ are written out in docs/training.md. Everything in it is looked at first, and wh
 accuracy is measured before and after, on seen classes and on unseen ones: those of --hold-out, which take no part in
 the training, those of --unseen, a second set, and those that no training photo shows. RUN/report.md and RUN/report.json
 have the table, RUN/model the tuned classifier. The same command goes on where it was stopped.
+
+What an option without a default stands for follows from the tower, see docs/training.md. --crops: large-scale (COCO
+panoptic) or short-edge (COCO-Stuff). --alignment: on or off. --words: frozen or tuned. --precision: float32,
+bfloat16, float16 (official), or auto: bfloat16 on a GPU.
 """
 
 from __future__ import annotations
@@ -83,6 +87,9 @@ TEXT_SCALE = 0.01
 TENTHS = range(3, 20)
 """Short edges of the crops on COCO-Stuff, in tenths of the crop."""
 LONG_EDGE = 4096
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""float16 with a scaled loss, as the official run; bfloat16 needs no scaling."""
 
 CropRule = Literal["large-scale", "short-edge"]
 """How a crop is made of a photo: as FC-CLIP does (COCO panoptic), or as detectron2's semantic mapper (COCO-Stuff)."""
@@ -171,10 +178,13 @@ def train(
         return loss, {"loss": float(loss.detach()), "right": float(right)}
 
     schedule: Callable[[int, int, int], float] = partial(cosine_schedule, last=min(1.0, LAST_RATE / learning_rate))
+    state = RunState(tuned.modules, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8))
+    if autocast == torch.float16:
+        state.scaler = torch.amp.GradScaler(device.type)
     with seeing_crops(tuned):
         return run(
             loss_of,
-            RunState(tuned.modules, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)),
+            state,
             total_steps,
             out,
             learning_rate=learning_rate,
@@ -264,15 +274,15 @@ def train_masks(
 
     hold_out: classes with commas between them. unseen: data as well, whose classes that share no name with the trained
     ones are measured. images, segments: folders of a COCO panoptic file. alignment: "off" leaves out what stands
-    between tower and words. similarity: see `zoo.untuned`. words: "tuned" trains the words' tower too. precision:
-    float32, bfloat16, or auto, which is the latter on a GPU.
+    between tower and words. similarity: see `zoo.untuned`. words: "tuned" trains the words' tower too. precision: one
+    of `PRECISIONS`, or auto, which is bfloat16 on a GPU.
     """
     _one_of("--crops", crops, CropRule)
     _one_of("--batches", batches, Batches)
     _one_of("--text-layers", text_layers, TextLayers)
     _one_of("--similarity", similarity, ("usual", *get_args(Similarity)))
     _one_of("--batch-norm", batch_norm, ("auto", *get_args(BatchNorm)))
-    _one_of("--precision", precision, ("auto", "float32", "bfloat16"))
+    _one_of("--precision", precision, ("auto", *PRECISIONS))
     _one_of("--words", words, ("frozen", "tuned"))
     _one_of("--alignment", alignment, ("on", "off"))
     if alignment == "off":
@@ -314,7 +324,8 @@ def train_masks(
         batch_norm=settings["batch_norm"],
     )
     rows = None if text is not None else _rows(model, sets.trained, where, frozen=True)
-    autocast = torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and where.type == "cuda") else None
+    usual_precision = "bfloat16" if where.type == "cuda" else "float32"
+    autocast = PRECISIONS[usual_precision if precision == "auto" else precision]
     complete = train(
         tuned,
         [Corpus(sets.photos, TrainingWords(sets.trained, model.templates, rows))],
@@ -401,6 +412,8 @@ def _sets(
     if problems:
         raise DataProblems(problems)
     refuse_overlap(looked["train"], looked["val"])
+    if val_data is own and (both := sorted(set(ids) & set(val_ids))):
+        raise DataProblems([f"{data}: {id!r} is a photo of both splits; keep it in one of them" for id in both])
 
     shown = {index for classes in looked["train"].classes.values() for index in classes} - held_out
     kept = sorted(shown)
