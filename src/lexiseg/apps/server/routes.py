@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -17,7 +18,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexiseg import __version__
 from lexiseg.apps.server.answers import MEDIA_TYPES, answer
 from lexiseg.apps.server.documentation import OPENAPI_SEGMENT, SEGMENT_RESPONSES, SUMMARY, refusal_responses
 from lexiseg.apps.server.metrics import CONTENT_TYPE, Metrics
@@ -44,7 +44,12 @@ def make_app(service: Service, api_key: str | None = None) -> FastAPI:
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
-        title="Lexiseg", version=__version__, description=SUMMARY, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="Lexiseg",
+        version=version("lexiseg"),
+        description=SUMMARY,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
     )  # the usual pages of documentation load their programs from elsewhere
     app.add_middleware(Bookkeeping, metrics=service.metrics)
     app.add_exception_handler(Refusal, _refused)
