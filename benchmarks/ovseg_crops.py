@@ -3,11 +3,11 @@
     python benchmarks/ovseg_crops.py [--size small|large] [--photos 2] [--regions 48] [--at-once 32] [--threads 1]
 
 The system has its official size and random weights, which change no cost. Its own masks would be noise, so they are
-drawn by the embedded model. Compared in one run, on the same photos and masks, are the computation as it is written down
-(one crop after the other, every token of every block) and ours. A row per way: seconds per photo with the generator and
-without, and the largest difference of an embedding as a share of its length. Seconds are the processor's own: with one
-thread, those of a machine with nothing else to do. Photos are the two that scikit-learn carries; at most --regions of
-the embedded model's 48 masks are read of each.
+drawn by the embedded model. Compared in one run, on the same photos and masks, are the computation as it is written
+down (one crop after the other, every token of every block) and ours. A row per way: seconds per photo with the
+generator and without, and the largest difference of an embedding as a share of its length. Seconds are the
+processor's own: with one thread, those of a machine with nothing else to do. Photos are the two that scikit-learn
+carries; at most --regions of the embedded model's 48 masks are read of each.
 """
 
 import argparse

@@ -89,6 +89,7 @@ def test_a_bad_photo_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
     mine(out, source, SETTINGS)
     found = summarise(out)
     assert list(found.failures) == ["1.png"] and found.photos == 3
+    assert found.left_out == {"photo cannot be read": 3} and found.pairs + 3 == found.nouns
     assert {pair.photo for _, pair in MaskWordPairs(out).entries} == {"0.png", "2.png"}
 
 

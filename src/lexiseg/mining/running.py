@@ -175,6 +175,9 @@ class Miner:
                 name = names.setdefault(pair.region, f"regions/{len(names):06}.png")
                 regions[name] = matched.regions[pair.region]
                 pairs.append(Pair(name, pair.word, pair.photo, pair.caption, pair.similarity, pair.area))
+        unread = sum(len(task.nouns) + sum(task.dropped.values()) for task in tasks if task.id in failures)
+        if unread:
+            left_out["photo cannot be read"] = unread
         report = {
             "photos": [task.id for task in tasks],
             "nouns": sum(len(task.nouns) + sum(task.dropped.values()) for task in tasks),
