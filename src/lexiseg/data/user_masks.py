@@ -164,8 +164,8 @@ class LabelFolder:
         none = NO_CLASS if stored.dtype.itemsize == 1 else NO_CLASS_16_BITS
         if none == NO_CLASS and len(self.vocabulary) > NO_CLASS:
             raise ValueError(
-                f"{labels_path}: 8 bits hold the classes 0 to {NO_CLASS - 1}, but there are {len(self.vocabulary)}; save "
-                "all labels with 16 bits"
+                f"{labels_path}: 8 bits hold the classes 0 to {NO_CLASS - 1}, but there are {len(self.vocabulary)}; "
+                "save all labels with 16 bits"
             )
         labels = stored.astype(np.int32)
         present = np.unique(labels)

@@ -296,6 +296,7 @@ def test_wrong_data_is_told_before_anything_is_loaded(mine: Path, tmp_path: Path
         ({"crops": "none"}, "--crops none: choose one of large-scale, short-edge"),
         ({"alignment": "off", "similarity": "pseudo-text"}, "--alignment off"),
         ({"precision": "float8"}, "--precision float8: choose one of"),
+        ({"steps": 0}, "--steps 0: give a number above 0"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], told: str, mine: Path, start: Path, tmp_path: Path) -> None:

@@ -285,6 +285,9 @@ def train_masks(
     _one_of("--precision", precision, ("auto", *PRECISIONS))
     _one_of("--words", words, ("frozen", "tuned"))
     _one_of("--alignment", alignment, ("on", "off"))
+    for option, number in (("--steps", steps), ("--batch", batch), ("--crop", crop), ("--save-every", save_every)):
+        if number is not None and number < 1:
+            raise ValueError(f"{option} {number}: give a number above 0")
     if alignment == "off":
         if similarity not in ("usual", "template-mean"):
             raise ValueError(f"--alignment off: without it regions are compared by template-mean, not by {similarity}")
@@ -310,6 +313,8 @@ def train_masks(
         "batches": batches,
         "seed": seed,
         "trained_classes": list(sets.trained.names),
+        "photos": len(sets.photos),
+        "measured_photos": [len(question.photos) for question in sets.asked],
     }
     _same_settings(out / "settings.json", settings)
 
