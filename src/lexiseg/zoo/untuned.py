@@ -74,7 +74,7 @@ def untuned(
         _check_builder(source.name, clip.builder)
         found = model_of(clip, source.name, device)
         if clip.builder in CLIPS:
-            return _of_clip(found, clip.tower, similarity, short_edge, device)
+            return _of_clip(found, clip.tower, similarity, short_edge)
         wanted: Similarity = "template-mix" if similarity == "usual" else similarity
         edge = short_edge or _usual_short_edge(clip.tower, clip.arguments["short_edge"])
         return _of_classifier(found, clip.arguments, wanted, edge)
@@ -85,7 +85,7 @@ def untuned(
     _check_builder(str(path), settings.builder)
     found = load_located(source.locate, source.name, device, siblings=source.siblings)
     if settings.builder in CLIPS:
-        return _of_clip(found, cast(Any, settings.arguments["tower"]), similarity, short_edge, device)
+        return _of_clip(found, cast(Any, settings.arguments["tower"]), similarity, short_edge)
     return _of_classifier(found, settings.arguments, similarity, short_edge)
 
 
@@ -122,7 +122,6 @@ def _of_clip(
     tower: str | Mapping[str, Any],
     similarity: Similarity | Literal["usual"],
     short_edge: int | None,
-    device: str | torch.device,
 ) -> Untuned:
     """Trunk and projection of a system whose encoder and embedder share a CLIP."""
     arguments: dict[str, Any] = {
@@ -137,10 +136,7 @@ def _of_clip(
         state |= {name.removeprefix("embedder."): x for name, x in own.items() if name.startswith("embedder." + part)}
     embedder, kind = _filled(arguments, state)
     scorer = _fresh(kind, tower, len(found.templates), own.get("scorer.logit_scale"))
-    classifier = _gathered(found, embedder, scorer, _with_templates(arguments, found, scorer), is_fresh=True)
-    classifier.embedder.to(device)
-    classifier.scorer.to(device)
-    return classifier
+    return _gathered(found, embedder, scorer, _with_templates(arguments, found, scorer), is_fresh=True)
 
 
 def _filled(arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[nn.Module, Similarity]:
@@ -178,10 +174,12 @@ def _with_templates(arguments: Mapping[str, Any], found: Model, scorer: nn.Modul
 
 
 def _gathered(found: Model, embedder: nn.Module, scorer: Any, arguments: dict[str, Any], is_fresh: bool) -> Untuned:
+    """Both on the device of the model: what is fresh was made on the CPU."""
+    device = next(found.system.parameters()).device
     return Untuned(
         name=found.name,
-        embedder=embedder,
-        scorer=scorer,
+        embedder=embedder.to(device),
+        scorer=scorer.to(device),
         text_encoder=found.text_encoder,
         fingerprint=found.fingerprint,
         templates=found.templates,
