@@ -1,6 +1,6 @@
 """Does tuning a CLIP on true masks teach it the classes it sees, and what does it do to those it does not see?
 
-    python benchmarks/mask_tuning.py DATA --out RUN [--start street-tiny outdoor-tiny] [--seeds 3] [--steps 300]
+    python benchmarks/mask_tuning.py DATA --out RUN [--start street-tiny outdoor-tiny] [--seeds 3] [--steps 150]
     python benchmarks/mask_tuning.py DATA --out RUN --write docs/maskclip-pp-training.md
 
 DATA: folder with camvid.zip, msrc.zip and coco_panoptic.zip. Every start is tuned on the train splits of all three,
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--start", nargs="+", default=["street-tiny", "outdoor-tiny"])
     parser.add_argument("--similarity", nargs="+", default=list(SIMILARITIES), choices=SIMILARITIES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", type=Path, help="write the document from what is in --out, and do nothing else")
     options = parser.parse_args()
