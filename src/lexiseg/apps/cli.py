@@ -594,7 +594,7 @@ def mine_data(
         filters=Filters(min_area, max_area, mutual),
         shard_photos=shard_photos,
     )
-    source = Source(*(None if path is None else str(path.resolve()) for path in (captions, images)), split)
+    source = Source(str(captions.resolve()), None if images is None else str(images.resolve()), split)
     console = _console(stderr=True)
     try:
         chosen = pick_device(device)
