@@ -180,7 +180,10 @@ def deep(levels: int) -> dict[str, Any]:
         (lambda s: s.update(format=2), "format: Input should be 1"),
         (lambda s: s.pop("format"), "format: Field required"),
         (lambda s: s.pop("templates"), "templates: Field required"),
-        (lambda s: s.update(builder="unheard-of"), "builder: 'unheard-of' is unknown to this version, which knows fcclip"),
+        (
+            lambda s: s.update(builder="unheard-of"),
+            "builder: 'unheard-of' is unknown to this version, which knows fcclip",
+        ),
         (lambda s: s.update(colour="red"), "colour: Extra inputs are not permitted"),
         (lambda s: s.update(templates="fc"), "templates: no template set is called 'fc'"),
         (lambda s: s.update(templates=["a photo"]), "templates: template 'a photo'.* needs exactly one"),
