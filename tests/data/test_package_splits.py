@@ -11,4 +11,11 @@ def test_segments_of_a_labelled_photo() -> None:
     by_class = segments_of(photo, 255, [])
     assert by_class.ids.tolist() == [[1, 1, 2, 2], [3, 3, 0, 2]] and by_class.classes == {1: 0, 2: 1, 3: 2}
     apart = segments_of(photo, 255, [[1, 1, 0], [2, 1, 0], [3, 2, 1]])
-    assert apart.ids.tolist() == [[1, 1, 257, 258], [0, 0, 0, 258]] and apart.classes == {1: 0, 257: 1, 258: 1}
+    assert apart.ids.tolist() == [[1, 1, 4, 5], [0, 0, 0, 5]] and apart.classes == {1: 0, 4: 1, 5: 1}
+
+
+def test_more_classes_than_eight_bits_hold() -> None:
+    labels = np.array([[300, 300, 65535, 12]], np.uint16)
+    regions = np.array([[1, 1, 0, 0]], np.uint8)
+    found = segments_of(LabelledPhoto("a", np.zeros((1, 4, 3), np.uint8), labels, regions), 65535, [[1, 300, 0]])
+    assert found.classes == {13: 12, 302: 300} and found.ids.tolist() == [[302, 302, 0, 13]]

@@ -30,8 +30,9 @@ def segments_of(photo: LabelledPhoto, ignore: int, regions: Sequence[Sequence[in
     ids = photo.labels.astype(np.int32) + 1
     ids[photo.labels == ignore] = 0
     classes = {int(index) + 1: int(index) for index in np.unique(photo.labels) if index != ignore}
+    beyond = max(classes, default=0)
     for region, class_index, is_crowd in regions:
-        number = 256 + region  # beyond the classes, which have 8 bits
+        number = beyond + region  # regions begin at 1
         ids[photo.regions == region] = 0 if is_crowd else number
         if not is_crowd:
             classes[number] = class_index
