@@ -16,7 +16,7 @@ DATA = {"types", "geometry"}
 SLOTS = {"backbones", "clip", "proposals", "regions", "scoring"}
 WORDS = {"vocabulary", "text_bank"}
 MODELS = DATA | SLOTS | WORDS | {"layers", "system", "weights", "images", "zoo"}
-FRONT = MODELS | {"postprocess", "selection", "drawing", "results", "mask_input"}
+FRONT = MODELS | {"postprocess", "tiling", "selection", "drawing", "results", "mask_input"}
 
 # apps -> segmenter, train -> zoo -> slots -> layers -> geometry -> types. A part may import itself and the parts named
 # here, nothing else; a new part of the package is written down here first.
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"types"},
     "postprocess": DATA,
     "selection": DATA | {"system", "postprocess", "regions", "scoring"},
+    "tiling": DATA | {"postprocess"},
     "weights": set(),
     "vocabulary": {"types"},
     "text_bank": {"types", "vocabulary"},
@@ -42,8 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "segmenter": FRONT,
     "train": FRONT | {"data", "metrics"},
     "evaluation": FRONT | {"data", "metrics", "segmenter"},
+    "bulk": FRONT | {"data", "segmenter", "evaluation"},
     "miniature": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation"},
-    "apps": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature"},
+    "apps": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature", "bulk"},
 }
 
 # Whose internals change from release to release is touched in one folder only.

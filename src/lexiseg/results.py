@@ -96,7 +96,7 @@ class Result:
     task: Task
     vocabulary: Vocabulary
     label_map: np.ndarray
-    """int32 [H, W]. semantic: the class index of every pixel, -1 where no mask lies and the model leaves such pixels
+    """int32 [H, W], of a tiled photo int16. semantic: the class index of every pixel, -1 where no mask lies and the model leaves such pixels
     out. panoptic: the id of its segment, 0 for none. instance: the id of the best segment that covers it, 0 for none;
     the full masks, which may overlap, are in the segments."""
     segments: tuple[NamedSegment, ...]
@@ -119,7 +119,10 @@ class Result:
     @cached_property
     def shares(self) -> dict[str, float]:
         """Share of the photo's pixels per word that occurs, largest first. Overlapping instances count once."""
-        values = np.bincount(self.label_map[self.label_map >= 0])
+        values = np.zeros(int(self.label_map.max(initial=0)) + 2, np.int64)  # numpy counts in 64 bits: row by row
+        for row in self.label_map:
+            values += np.bincount(row + 1, minlength=len(values))
+        values = values[1:]  # -1 is no segment
         class_of = {segment.id: segment.label for segment in self.segments}
         total: Counter[str] = Counter()
         for value, count in enumerate(values.tolist()):
@@ -149,8 +152,8 @@ class Result:
         patches = []
         for segment, color in zip(self.segments, self.colors, strict=True):
             text = f"{segment.label} {segment.score:.0%}" if self.task == "instance" else segment.label
-            patches.append(Patch(segment.id + 1, color, text))
-        return overlay(self.rgb, self.label_map + 1, patches, opacity)  # -1 is no value of a picture
+            patches.append(Patch(segment.id, color, text))
+        return overlay(self.rgb, self.label_map, patches, opacity)
 
     def labels_png(self) -> Image.Image:
         """`label_map` as a grey picture: 8 bits, 16 bits where there are more than 255 classes or segments.
@@ -217,7 +220,7 @@ class Result:
             )
         return {
             "images": [{"id": image_id, "file_name": Path(self.photo).name, "height": height, "width": width}],
-            "categories": self._categories(),
+            "categories": coco_categories(self.vocabulary),
             "annotations": annotations,
         }
 
@@ -287,12 +290,14 @@ class Result:
         paths["json"].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths
 
-    def _categories(self) -> list[dict[str, Any]]:
-        colors = class_colors(self.vocabulary)
-        return [
-            {"id": index + 1, "name": entry.name, "isthing": int(entry.is_thing), "color": list(colors[index])}
-            for index, entry in enumerate(self.vocabulary.classes)
-        ]
+
+def coco_categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """COCO's categories: ids are class index + 1, as in `Result.to_coco`."""
+    colors = class_colors(vocabulary)
+    return [
+        {"id": index + 1, "name": entry.name, "isthing": int(entry.is_thing), "color": list(colors[index])}
+        for index, entry in enumerate(vocabulary.classes)
+    ]
 
 
 def make_result(
@@ -333,14 +338,16 @@ def _named_regions(
 ) -> tuple[Task, np.ndarray, tuple[NamedSegment, ...]]:
     semantic = isinstance(prediction, SemanticMap)
     source = prediction.labels if isinstance(prediction, SemanticMap) else prediction.ids
-    values = source.cpu().numpy().astype(np.int32)
+    values = source.cpu().numpy()
+    if values.dtype != np.int16:  # what a large photo comes with
+        values = values.astype(np.int32)
     dropped = [
         number
         for number, segment in enumerate(prediction.segments)
         if not semantic and (segment.score < min_score or segment.area == 0)
     ]
     if dropped:
-        renumbered = np.zeros(len(prediction.segments) + 1, np.int32)
+        renumbered = np.zeros(len(prediction.segments) + 1, values.dtype)
         kept = [number for number in range(len(prediction.segments)) if number not in dropped]
         renumbered[[number + 1 for number in kept]] = np.arange(1, len(kept) + 1)
         values = renumbered[values]

@@ -56,6 +56,13 @@ class TaskName(StrEnum):
     instance = "instance"
 
 
+class FormatName(StrEnum):
+    """How a batch is written."""
+
+    coco = "coco"
+    png = "png"
+
+
 class GivenMasksName(StrEnum):
     """Which true masks are given."""
 
@@ -158,6 +165,50 @@ def segment(
         console.print(
             f"lexiseg: {done} of {len(paths)} photos done, {len(failures)} failed", markup=False, highlight=False
         )
+        raise typer.Exit(1)
+
+
+@app.command()
+def batch(
+    photos: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder, a pattern in quotes ('photos/**/*.jpg'), a .txt file with one path a line, or a .zip.",
+        ),
+    ],
+    classes: Annotated[str, typer.Option(help="Words, as for `segment`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; the same command goes on where it stopped.")],
+    task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
+    model: Model = DEFAULT_MODEL,
+    format: Annotated[FormatName, typer.Option(help="One COCO file, or a label map per photo.")] = FormatName.coco,
+    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
+    ] = None,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
+    ] = 120.0,
+    device: Device = "auto",
+) -> None:
+    """Segment very many photos into one folder.
+
+    A run that was stopped, by whatever, goes on by the same command and ends with the same files. Photos that fail are
+    listed in failures.jsonl and tried again by the same command. Exit status 1 says that there are some, 2 that the
+    call was wrong.
+    """
+    vocabulary = _vocabulary(classes, background)
+    from lexiseg.bulk import run_batch
+    from lexiseg.images import ImageLimits
+
+    segmenter = _segmenter(model, device, ImageLimits(max_pixels=round(max_pixels * 1e6)))
+    try:
+        done = run_batch(segmenter, photos, vocabulary, out, task=task.value, format=format.value, min_score=min_score)
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+    print(f"{done.merged or done.folder}: {done.photos - len(done.failures)} of {done.photos} photos, {done.new} new")
+    if done.failures:
+        _say(f"lexiseg: {len(done.failures)} photos failed: {done.folder / 'failures.jsonl'}")
         raise typer.Exit(1)
 
 

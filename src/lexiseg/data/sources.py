@@ -133,7 +133,7 @@ class Source:
         """Members of an archive called `name` in the source, as if unpacked in its folder."""
         folder = name.rpartition("/")[0]
         with _one_line(str(shown)):
-            listed = _zip_members if name.endswith(".zip") else _tar_members
+            listed = _zip_members if name.lower().endswith(".zip") else _tar_members
             members = list(listed(content, str(shown), self.limits, self._open))
         for member, size, reader in members:
             path = f"{folder}/{member}" if folder else member

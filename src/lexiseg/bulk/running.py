@@ -1,0 +1,158 @@
+"""The run of a batch: what is missing is read one photo ahead, segmented and written, and the whole is closed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import lexiseg
+from lexiseg.bulk.folder import FORMATS, MERGED, BatchFolder, Format
+from lexiseg.bulk.inputs import BatchError, Input, inputs_of
+from lexiseg.bulk.merging import merge
+from lexiseg.evaluation import candidate_of
+from lexiseg.images import ImageError, Photo
+from lexiseg.results import Task
+from lexiseg.segmenter import Segmenter, Words
+from lexiseg.vocabulary import Vocabulary
+
+_AHEAD = 2
+"""Photos that are read while another one is segmented; each takes memory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch."""
+
+    folder: Path
+    photos: int
+    """All of the input."""
+    new: int
+    """Those that this call has segmented."""
+    failures: dict[str, str]
+    """Photo -> what is wrong with it; the same call tries them again."""
+    merged: Path | None
+    """The COCO file, in that format."""
+
+
+def run_batch(
+    segmenter: Segmenter,
+    photos: str | os.PathLike[str],
+    words: Words,
+    out: str | os.PathLike[str],
+    *,
+    task: Task = "semantic",
+    format: Format = "coco",
+    background: bool = False,
+    min_score: float | None = None,
+    progress: bool | None = None,
+) -> Outcome:
+    """Segments all photos into `out`; the same call goes on where an earlier one was stopped, by whatever.
+
+    photos: see `inputs.inputs_of`. words, task, background, min_score: as for a call of the segmenter. progress: a bar
+    with the rate and the time left; None where somebody is looking. A bad photo is written down and the rest goes on.
+    Raises BatchError, and what the segmenter raises about words and task; OSError where `out` cannot be written.
+    """
+    if format not in FORMATS:
+        raise BatchError(f"no format is called {format!r}: choose one of {', '.join(FORMATS)}")
+    out = Path(out)
+    vocabulary = Vocabulary.parse(words, background=background)
+    with inputs_of(photos, segmenter.limits, out) as inputs:
+        segmenter.prepare(vocabulary, task, min_score=min_score)  # mistakes are told before a folder is made
+        folder = BatchFolder(out, format, _settings(segmenter, vocabulary, task, min_score))
+        missing = [photo for photo in inputs if not folder.is_finished(photo)]
+        if missing:  # else what is there would be older than what it was made of
+            (out / MERGED).unlink(missing_ok=True)
+        failures: dict[str, str] = {}
+        finished = len(inputs) - len(missing)
+        bar = tqdm(
+            total=len(inputs),
+            initial=finished,
+            desc="segmenting",
+            unit="photo",
+            disable=None if progress is None else not progress,
+        )
+        with bar, closing(_read_ahead(missing)) as readings:
+            by_name = {photo.name: photo for photo in missing}
+
+            def good() -> Iterator[Photo]:
+                for photo, reading in readings:
+                    if isinstance(reading, ImageError):
+                        failures[photo.name] = reading.problem
+                        bar.update()
+                    else:
+                        yield reading
+
+            for given, result in segmenter.stream(good(), vocabulary, task, min_score=min_score):
+                assert isinstance(given, Photo)  # that is what `good` gives
+                if isinstance(result, ImageError):
+                    failures[given.name] = result.problem
+                else:
+                    folder.write(by_name[given.name], result)
+                bar.update()
+    for photo in missing:
+        if photo.name in failures:
+            folder.discard(photo.name)
+    folder.write_failures(failures)
+    done = [photo.name for photo in inputs if photo.name not in failures]
+    merged = merge(folder, done, vocabulary) if format == "coco" else None
+    return Outcome(out, len(inputs), len(missing) - len(failures), failures, merged)
+
+
+def _read_ahead(photos: Iterable[Input]) -> Iterator[tuple[Input, Photo | ImageError]]:
+    """The photos in their order, read by a thread of its own while the caller is at work on earlier ones."""
+    with ThreadPoolExecutor(1, "lexiseg-reader") as reader:
+        waiting: deque[tuple[Input, Future[Photo | ImageError]]] = deque()
+        try:
+            for photo in photos:
+                waiting.append((photo, reader.submit(_read, photo)))
+                if len(waiting) > _AHEAD:
+                    first, reading = waiting.popleft()
+                    yield first, reading.result()
+            while waiting:
+                first, reading = waiting.popleft()
+                yield first, reading.result()
+        finally:
+            for _, reading in waiting:
+                reading.cancel()
+
+
+def _read(photo: Input) -> Photo | ImageError:
+    try:
+        return photo.read()
+    except ImageError as error:
+        return error
+    except MemoryError:
+        return ImageError(photo.name, "does not fit into memory; make it smaller")
+
+
+def _settings(segmenter: Segmenter, vocabulary: Vocabulary, task: Task, min_score: float | None) -> dict[str, Any]:
+    """All that decides about a result, beside the photo."""
+    model = segmenter.model
+    parts = [  # what the weights do not tell: strides, thresholds, the weight of one score against another
+        (
+            name,
+            sorted((key, value) for key, value in vars(part).items() if isinstance(value, int | float | str | tuple)),
+        )
+        for name, part in model.system.named_modules()
+    ]
+    rules = (model.canvas, model.outputs, model.templates, model.training_phrases, model.mix_templates, parts)
+    return {
+        "words": [[list(entry.phrases), entry.is_thing, entry.color] for entry in vocabulary.classes],
+        "background": vocabulary.background,
+        "task": task,
+        "min_score": min_score,
+        "model": model.name,
+        "weights": candidate_of(segmenter).fingerprint,
+        "rules of the model": hashlib.sha256(repr(rules).encode()).hexdigest(),
+        "skip_decided": segmenter.skip_decided,
+        "version of lexiseg": lexiseg.__version__,
+    }
