@@ -18,6 +18,8 @@ OPACITY = 0.45
 
 # Below this many pixels on its longer side a photo is enlarged by a whole number: words need some ten pixels of height.
 _READABLE_SIDE = 640
+# Pixels that are drawn at once.
+_BAND_PIXELS = 8_000_000
 # Words are placed on a reduced map: a hundred regions of a 12-megapixel photo in a second instead of a minute.
 _PLACING_SIDE = 512
 # A word needs this share of its box inside its region ...
@@ -69,7 +71,8 @@ def shade(color: Color, number: int) -> Color:
 def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opacity: float = OPACITY) -> Image.Image:
     """The photo with its segments over it. Small photos come back enlarged, so that the words can be read.
 
-    rgb uint8 [H, W, 3]; values int [H, W] >= 0, where pixels without a patch stay as they are.
+    rgb uint8 [H, W, 3]; values int [H, W] >= -1, where pixels without a patch stay as they are. Of large photos nothing
+    but the outcome itself is held whole.
     """
     height, width = values.shape
     times = max(1, -(-_READABLE_SIDE // max(height, width)) if max(height, width) < _READABLE_SIDE // 2 else 1)
@@ -78,24 +81,38 @@ def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opaci
         rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
         values = values.repeat(times, 0).repeat(times, 1)
         height, width = values.shape
-    table = np.zeros((int(values.max(initial=0)) + 1, 3), np.uint8)
+    highest = int(values.max(initial=0))
+    table = np.zeros((highest + 2, 3), np.uint8)  # the last row is what -1 reads
     drawn = np.zeros(len(table), bool)
     for patch in patches:
-        if patch.value < len(table):
+        if patch.value <= highest:
             table[patch.value], drawn[patch.value] = patch.color, True
-    tinted = Image.blend(Image.fromarray(rgb), Image.fromarray(table[values]), opacity)
-    picture = np.array(tinted)
-    untouched = ~drawn[values]
-    picture[untouched] = rgb[untouched]
-    _outline(picture, values, table, drawn)
-    image = Image.fromarray(picture)
+    thickness = max(1, round(max(values.shape) / 700))
+    image = Image.new("RGB", (width, height))
+    step = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, step):
+        # A border reaches as far as it is thick: with so many rows around it a band is drawn as in the whole picture.
+        first, bottom = max(0, top - thickness), min(top + step, height)
+        rows = slice(first, bottom + thickness)
+        band = _tinted(rgb[rows], values[rows], table, drawn, opacity, thickness)
+        image.paste(Image.fromarray(band[top - first : bottom - first]), (0, top))
     _write_words(image, values, patches)
     return image
 
 
-def _outline(picture: np.ndarray, values: np.ndarray, table: np.ndarray, drawn: np.ndarray) -> None:
+def _tinted(
+    rgb: np.ndarray, values: np.ndarray, table: np.ndarray, drawn: np.ndarray, opacity: float, thickness: int
+) -> np.ndarray:
+    """The photo under the colours of its segments and their outlines; no words yet."""
+    picture = np.array(Image.blend(Image.fromarray(rgb), Image.fromarray(table[values]), opacity))
+    untouched = ~drawn[values]
+    picture[untouched] = rgb[untouched]
+    _outline(picture, values, table, drawn, thickness)
+    return picture
+
+
+def _outline(picture: np.ndarray, values: np.ndarray, table: np.ndarray, drawn: np.ndarray, thickness: int) -> None:
     """The full colour along the inner border of each region, in place; a bright line where regions touch."""
-    thickness = max(1, round(max(values.shape) / 700))
     border = np.zeros(values.shape, bool)
     across, along = values[:, 1:] != values[:, :-1], values[1:] != values[:-1]
     border[:, 1:] |= across

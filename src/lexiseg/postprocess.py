@@ -142,7 +142,8 @@ def semantic(
             else:
                 sums.index_add_(1, best, part)
             labels[start * width + first : start * width + first + part.shape[1]] = best
-    return _semantic_map(labels.view(height, width), sums.t() if maps is not None else sums.t() @ class_probs)
+    areas = torch.bincount(labels[labels != NO_CLASS], minlength=num_classes)
+    return semantic_map(labels.view(height, width), areas, sums.t() if maps is not None else sums.t() @ class_probs)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def semantic_mean(views: Sequence[SemanticView], sigmoid_at: SigmoidAt = "canvas
         start, best = parts[0][0], total.argmax(0)
         labels[start : start + len(best)] = best
         sums.index_add_(1, best.flatten(), total.flatten(1))
-    return _semantic_map(labels, sums.t())
+    return semantic_map(labels, torch.bincount(labels.flatten(), minlength=num_classes), sums.t())
 
 
 def _score_strips(view: SemanticView, sigmoid_at: SigmoidAt, step: int) -> Iterator[tuple[int, Tensor]]:
@@ -190,10 +191,8 @@ def _score_strips(view: SemanticView, sigmoid_at: SigmoidAt, step: int) -> Itera
     return ((start, scores.flip(-1) if view.mirrored else scores) for start, scores in strips)
 
 
-def _semantic_map(labels: Tensor, class_scores: Tensor) -> SemanticMap:
-    """labels [H, W], class_scores [class of the segment, K] summed over its pixels."""
-    num_classes = class_scores.shape[1]
-    areas = torch.bincount(labels[labels != NO_CLASS], minlength=num_classes)
+def semantic_map(labels: Tensor, areas: Tensor, class_scores: Tensor) -> SemanticMap:
+    """labels [H, W], areas [K] in pixels, class_scores [class of the segment, K] summed over its pixels."""
     class_scores = class_scores / class_scores.sum(-1, keepdim=True).clamp_min(1e-12)
     segments = tuple(
         Segment(k, float(class_scores[k, k]), int(areas[k]), class_scores[k])

@@ -96,9 +96,9 @@ class Result:
     task: Task
     vocabulary: Vocabulary
     label_map: np.ndarray
-    """int32 [H, W], of a tiled photo int16. semantic: the class index of every pixel, -1 where no mask lies and the model leaves such pixels
-    out. panoptic: the id of its segment, 0 for none. instance: the id of the best segment that covers it, 0 for none;
-    the full masks, which may overlap, are in the segments."""
+    """int32 [H, W], of a tiled photo int16. semantic: the class index of every pixel, -1 where no mask lies and the
+    model leaves such pixels out. panoptic: the id of its segment, 0 for none. instance: the id of the best segment that
+    covers it, 0 for none; the full masks, which may overlap, are in the segments."""
     segments: tuple[NamedSegment, ...]
     rgb: np.ndarray = field(repr=False)
     """uint8 [H, W, 3]: the photo, to draw on."""

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lexiseg import postprocess
+from lexiseg import postprocess, tiling
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
 from lexiseg.mask_input import MaskInput, PhotoMasks, read_masks
 from lexiseg.postprocess import Frame
@@ -27,7 +27,8 @@ from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
 from lexiseg.text_bank import cache_folder
-from lexiseg.types import Images, Prediction, Proposals, Scores, Size, TextBank
+from lexiseg.tiling import Span, Tiling
+from lexiseg.types import Images, PanopticMap, Prediction, Proposals, Scores, Size, TextBank
 from lexiseg.vocabulary import Vocabulary
 from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
@@ -62,9 +63,13 @@ class Segmenter:
         *,
         skip_decided: bool = False,
         augmented: bool = False,
+        tiles: Tiling | None = None,
     ) -> None:
         """augmented: the semantic outcome is the mean of 18 looks at each photo, at nine sizes and mirrored, as some
-        numbers were published; it takes as many times longer."""
+        numbers were published; it takes as many times longer. tiles: photos larger than a tile are cut, and what the
+        tiles show is put together (see `lexiseg.tiling`), for the semantic and the panoptic task."""
+        if tiles is not None and (skip_decided or augmented):
+            raise ValueError("tiles have a single whole look each: leave out skip_decided and augmented")
         if skip_decided and augmented:
             raise ValueError("skip_decided and augmented: only one look at a photo can be spared a part of the work")
         if augmented and (model.outputs.least_cover > 0 or model.outputs.paint_threshold is not None):
@@ -78,6 +83,7 @@ class Segmenter:
         self.limits = limits or ImageLimits()
         self.skip_decided = skip_decided
         self.augmented = augmented
+        self.tiles = tiles
         self._naming = naming_system(model.system)
         self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
         self._banks_lock = threading.Lock()
@@ -95,19 +101,20 @@ class Segmenter:
         *,
         skip_decided: bool = False,
         augmented: bool = False,
+        tiles: Tiling | None = None,
     ) -> Segmenter:
         """A model by its name (`lexiseg models` lists them), by its folder, or as "organisation/name" on the hub.
 
         device: "auto" takes CUDA, then Apple's MPS, then the CPU. limits: how large a picture may be. skip_decided: of
         a model with a Mask-Adapter or masked crops, proposals that cannot change the outcome are not computed (see
-        `lexiseg.selection`); in a semantic result the scores of segments are then told from the others. augmented:
-        see the constructor.
+        `lexiseg.selection`); in a semantic result the scores of segments are then told from the others. augmented,
+        tiles: see the constructor.
         """
         chosen = pick_device(device)
         name = model if isinstance(model, str) else Path(model)
         loaded = load(name, chosen)
         log.info("%s on %s", loaded.name, chosen)
-        return cls(loaded, chosen, limits, skip_decided=skip_decided, augmented=augmented)
+        return cls(loaded, chosen, limits, skip_decided=skip_decided, augmented=augmented, tiles=tiles)
 
     @classmethod
     def compose(
@@ -237,6 +244,8 @@ class Segmenter:
             raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
         if self.augmented and (task != "semantic" or masks_given):
             raise ValueError("several looks at a photo are averaged pixel by pixel: only the semantic task has that")
+        if self.tiles is not None:
+            self._check_tiled(task, masks_given)
         if isinstance(self.model.system.generator, GivenMasks) and not masks_given:
             raise ValueError(f"{self.model.name} draws no masks of its own: give the photos' masks (masks=, --masks)")
         likely = INSTANCE_MIN_SCORE if task == "instance" and not masks_given else 0.0
@@ -247,6 +256,19 @@ class Segmenter:
         if task == "instance" and not masks_given and not any(entry.is_thing for entry in vocabulary.classes):
             raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
         return Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
+
+    def _check_tiled(self, task: str, masks_given: bool) -> None:
+        if task == "instance":
+            raise ValueError(
+                "instances may overlap, and are not joined across tiles: take the panoptic task, or no tiles"
+            )
+        if masks_given:
+            raise ValueError("given masks are of the whole photo, which tiles cut: leave out one of them")
+        outputs = self.model.outputs
+        if task == "semantic" and (outputs.least_cover > 0 or outputs.paint_threshold is not None):
+            raise ValueError(
+                f"{self.model.name}: semantic tiles need scores at every pixel, but this model leaves pixels out"
+            )
 
     @torch.inference_mode()
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
@@ -278,7 +300,7 @@ class Segmenter:
         They must have one size on the canvas, so that none is padded for another and each outcome is what it would be
         alone. The encoder sees all of them at once; what follows it, those that share a vocabulary.
         """
-        if len(photos) == 1 or self.skip_decided or self.augmented:
+        if len(photos) == 1 or self.skip_decided or self.augmented or self.tiles is not None:
             return [self._segment(photo, question, None) for photo, question in zip(photos, questions, strict=True)]
         if len({self.size_on_canvas(photo) for photo in photos}) > 1:
             raise ValueError("photos of several sizes on the canvas cannot be segmented together")
@@ -320,6 +342,8 @@ class Segmenter:
             prediction, ids = self._named(self.model.canvas([photo]), given, question), given.ids
         elif self.augmented:
             prediction = self._found_by_looks(photo, question)
+        elif self.tiles is not None and self.tiles.cuts(photo.size_hw):
+            prediction = self._found_in_tiles(photo, question, self.tiles)
         else:
             prediction = self._found(self.model.canvas([photo]).to(self.device), question)
         return self._result(prediction, photo, question, ids)
@@ -371,6 +395,27 @@ class Segmenter:
             scored = self._scored(images, question, frame)
             views.append(postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame, mirrored))
         return postprocess.semantic_mean(views, self.model.outputs.sigmoid_at or "canvas")
+
+    def _found_in_tiles(self, photo: Photo, question: Question, tiles: Tiling) -> Prediction:
+        """What the tiles of a photo show, put together."""
+
+        def images(rows: Span, columns: Span) -> Images:
+            part = Photo(photo.rgb[slice(*rows), slice(*columns)], photo.name)
+            return self.model.canvas([part]).to(self.device)
+
+        def view(rows: Span, columns: Span) -> postprocess.SemanticView:
+            seen = images(rows, columns)
+            frame = _frame(seen)
+            scored = self._scored(seen, question, frame)
+            return postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame)
+
+        def segments(rows: Span, columns: Span) -> PanopticMap:
+            return cast(PanopticMap, self._found(images(rows, columns), question))
+
+        if question.task == "semantic":
+            return tiling.semantic(photo.size_hw, tiles, view, self.model.outputs.sigmoid_at or "canvas")
+        is_thing = [entry.is_thing for entry in question.vocabulary.classes]
+        return tiling.panoptic(photo.size_hw, tiles, segments, is_thing)
 
     def _outcome(self, scored: _Scored, question: Question, frame: Frame, alone: bool) -> Prediction:
         masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lexiseg.evaluation import Evaluation
     from lexiseg.results import Result
     from lexiseg.segmenter import Segmenter
+    from lexiseg.tiling import Tiling
     from lexiseg.vocabulary import Vocabulary
 
 DEFAULT_MODEL = "street-tiny"
@@ -111,6 +112,10 @@ def segment(
             help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
         ),
     ] = False,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
@@ -122,6 +127,7 @@ def segment(
     same name get -2, -3 and so on. Exit status 1 says that some photos failed, 2 that the call was wrong.
     """
     vocabulary = _vocabulary(classes, background)
+    tiles = _tiling(tile, overlap)
     from lexiseg.images import ImageError, ImageLimits
 
     paths = list(_expand(photos))
@@ -132,7 +138,7 @@ def segment(
     except OSError as error:
         _wrong(f"--out {out}: cannot be made ({error.strerror})")
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
-    segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided)
+    segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided, tiles=tiles)
     try:
         stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
@@ -801,7 +807,20 @@ def _measured(name: str) -> list[str]:
     return lines
 
 
-def _segmenter(model: str, device: str, limits: Any, **options: bool) -> Segmenter:
+def _tiling(tile: int | None, overlap: int | None) -> Tiling | None:
+    from lexiseg.tiling import Tiling
+
+    if tile is None:
+        if overlap is not None:
+            _wrong("--overlap is of tiles: give their size as --tile")
+        return None
+    try:
+        return Tiling(tile, tile // 8 if overlap is None else overlap)
+    except ValueError as error:
+        _wrong(f"--tile, --overlap: {error}")
+
+
+def _segmenter(model: str, device: str, limits: Any, **options: Any) -> Segmenter:
     from lexiseg.segmenter import Segmenter
     from lexiseg.zoo.catalogue import ZOO, Embedded
 
