@@ -192,6 +192,10 @@ def batch(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
     ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
@@ -207,7 +211,8 @@ def batch(
     from lexiseg.bulk import run_batch
     from lexiseg.images import ImageLimits
 
-    segmenter = _segmenter(model, device, ImageLimits(max_pixels=round(max_pixels * 1e6)))
+    tiles = _tiling(tile, overlap)
+    segmenter = _segmenter(model, device, ImageLimits(max_pixels=round(max_pixels * 1e6)), tiles=tiles)
     try:
         done = run_batch(segmenter, photos, vocabulary, out, task=task.value, format=format.value, min_score=min_score)
     except (ValueError, OSError) as error:

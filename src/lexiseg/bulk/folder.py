@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -73,16 +74,18 @@ class BatchFolder:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
-    def discard(self, name: str) -> None:
-        """Takes away what an earlier file of this name has left."""
-        self._record(name).unlink(missing_ok=True)
-        self._labels(name).unlink(missing_ok=True)
+    @contextmanager
+    def failures(self) -> Iterator[Callable[[str, str], None]]:
+        """What writes down a photo and what is wrong with it, at once; the list of an earlier call is forgotten."""
+        with (self.path / FAILURES).open("w", encoding="utf-8", newline="\n") as file:
 
-    def write_failures(self, failures: Mapping[str, str]) -> None:
-        """Photo -> what is wrong with it. A batch without failures has the empty file."""
-        lines = [json.dumps({"photo": name, "error": failures[name]}) + "\n" for name in sorted(failures)]
-        with replacing(self.path / FAILURES) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+            def add(name: str, problem: str) -> None:
+                file.write(json.dumps({"photo": name, "error": problem}) + "\n")
+                file.flush()
+                self._record(name).unlink(missing_ok=True)  # of an earlier file of this name
+                self._labels(name).unlink(missing_ok=True)
+
+            yield add
 
     def _record(self, name: str) -> Path:
         return self.path / RECORDS / _kept_as(name, ".json")

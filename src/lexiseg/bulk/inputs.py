@@ -63,7 +63,7 @@ def inputs_of(given: str | os.PathLike[str], limits: ImageLimits, out: Path) -> 
 
 def _files(given: str, files: dict[str, Path], limits: ImageLimits) -> tuple[Input, ...]:
     if not files:
-        raise BatchError(f"{given}: no photos there")
+        raise BatchError(f"{given}: no photos there; what lies in the folder for the results does not count")
     return tuple(_file(name, files[name], limits) for name in sorted(files))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from lexiseg.bulk.merging import merge
 from lexiseg.evaluation import candidate_of
 from lexiseg.images import ImageError, Photo
 from lexiseg.results import Task
-from lexiseg.segmenter import Segmenter, Words
+from lexiseg.segmenter import Question, Segmenter, Words
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.zoo.model_folder import Model
 
 _AHEAD = 2
 """Photos that are read while another one is segmented; each takes memory."""
@@ -66,48 +67,46 @@ def run_batch(
     out = Path(out)
     vocabulary = Vocabulary.parse(words, background=background)
     with inputs_of(photos, segmenter.limits, out) as inputs:
-        segmenter.prepare(vocabulary, task, min_score=min_score)  # mistakes are told before a folder is made
-        folder = BatchFolder(out, format, _settings(segmenter, vocabulary, task, min_score))
-        missing = [photo for photo in inputs if not folder.is_finished(photo)]
-        if missing:  # else what is there would be older than what it was made of
+        question = segmenter.prepare(vocabulary, task, min_score=min_score)  # mistakes are told before a folder is made
+        folder = BatchFolder(out, format, _settings(segmenter, question))
+        missing = {photo.name: photo for photo in inputs if not folder.is_finished(photo)}
+        if missing:  # else it would be older than what it is made of
             (out / MERGED).unlink(missing_ok=True)
         failures: dict[str, str] = {}
-        finished = len(inputs) - len(missing)
         bar = tqdm(
             total=len(inputs),
-            initial=finished,
+            initial=len(inputs) - len(missing),
             desc="segmenting",
             unit="photo",
             disable=None if progress is None else not progress,
         )
-        with bar, closing(_read_ahead(missing)) as readings:
-            by_name = {photo.name: photo for photo in missing}
+        with bar, folder.failures() as list_failure, closing(_read_ahead(missing.values())) as readings:
+
+            def failed(name: str, problem: str) -> None:
+                failures[name] = problem
+                list_failure(name, problem)
+                bar.update()
 
             def good() -> Iterator[Photo]:
                 for photo, reading in readings:
                     if isinstance(reading, ImageError):
-                        failures[photo.name] = reading.problem
-                        bar.update()
+                        failed(photo.name, reading.problem)
                     else:
                         yield reading
 
-            for given, result in segmenter.stream(good(), vocabulary, task, min_score=min_score):
-                assert isinstance(given, Photo)  # that is what `good` gives
+            for photo, result in segmenter.stream(good(), vocabulary, task, min_score=min_score):
+                assert isinstance(photo, Photo)  # that is what `good` gives
                 if isinstance(result, ImageError):
-                    failures[given.name] = result.problem
+                    failed(photo.name, result.problem)
                 else:
-                    folder.write(by_name[given.name], result)
-                bar.update()
-    for photo in missing:
-        if photo.name in failures:
-            folder.discard(photo.name)
-    folder.write_failures(failures)
+                    folder.write(missing[photo.name], result)
+                    bar.update()
     done = [photo.name for photo in inputs if photo.name not in failures]
     merged = merge(folder, done, vocabulary) if format == "coco" else None
     return Outcome(out, len(inputs), len(missing) - len(failures), failures, merged)
 
 
-def _read_ahead(photos: Iterable[Input]) -> Iterator[tuple[Input, Photo | ImageError]]:
+def _read_ahead(photos: Iterable[Input]) -> Generator[tuple[Input, Photo | ImageError]]:
     """The photos in their order, read by a thread of its own while the caller is at work on earlier ones."""
     with ThreadPoolExecutor(1, "lexiseg-reader") as reader:
         waiting: deque[tuple[Input, Future[Photo | ImageError]]] = deque()
@@ -134,25 +133,31 @@ def _read(photo: Input) -> Photo | ImageError:
         return ImageError(photo.name, "does not fit into memory; make it smaller")
 
 
-def _settings(segmenter: Segmenter, vocabulary: Vocabulary, task: Task, min_score: float | None) -> dict[str, Any]:
+def _settings(segmenter: Segmenter, question: Question) -> dict[str, Any]:
     """All that decides about a result, beside the photo."""
-    model = segmenter.model
-    parts = [  # what the weights do not tell: strides, thresholds, the weight of one score against another
-        (
-            name,
-            sorted((key, value) for key, value in vars(part).items() if isinstance(value, int | float | str | tuple)),
-        )
-        for name, part in model.system.named_modules()
-    ]
-    rules = (model.canvas, model.outputs, model.templates, model.training_phrases, model.mix_templates, parts)
+    model, vocabulary = segmenter.model, question.vocabulary
     return {
         "words": [[list(entry.phrases), entry.is_thing, entry.color] for entry in vocabulary.classes],
         "background": vocabulary.background,
-        "task": task,
-        "min_score": min_score,
+        "task": question.task,
+        "min_score": question.least,
         "model": model.name,
         "weights": candidate_of(segmenter).fingerprint,
-        "rules of the model": hashlib.sha256(repr(rules).encode()).hexdigest(),
+        "rules of the model": hashlib.sha256(_rules(model).encode()).hexdigest(),
         "skip_decided": segmenter.skip_decided,
+        "tiles": segmenter.tiles and asdict(segmenter.tiles),
         "version of lexiseg": lexiseg.__version__,
     }
+
+
+def _rules(model: Model) -> str:
+    """What the weights do not tell: sizes, thresholds, the weight of one score against another."""
+    query = model.query and (model.query.fingerprint, model.query.templates)
+    parts = [
+        (name, key, value)
+        for name, part in model.system.named_modules()
+        for key, value in sorted(vars(part).items())
+        if isinstance(value, int | float | str)
+    ]
+    words = (model.templates, model.mix_templates, model.training_phrases, model.own_classes, query)
+    return repr((model.canvas, model.outputs, words, parts))

@@ -1,0 +1,60 @@
+"""`lexiseg batch`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from lexiseg.apps.cli import app
+from lexiseg.zoo.loading import load
+from lexiseg.zoo.model_folder import Model
+from tests.bulk.colour_batch import WORDS, batch, write_photos
+from tests.colour_model import colour_model
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(model: str | Path, device: torch.device) -> Model:
+        return colour_model() if str(model) == "colours" else load(model, device)
+
+    monkeypatch.setattr("lexiseg.segmenter.load", find)
+
+
+def lexiseg(*arguments: object, classes: str = WORDS) -> Result:
+    told = ("batch", *arguments, "--classes", classes, "--model", "colours", "--device", "cpu")
+    return CliRunner().invoke(app, [str(argument) for argument in told])
+
+
+def test_it_says_what_it_did(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 3), tmp_path / "out"
+    done = lexiseg(photos, "--out", out)
+    assert done.exit_code == 0 and done.stdout == f"{out / 'coco.json'}: 3 of 3 photos, 3 new\n", done.output
+    assert lexiseg(photos, "--out", out).stdout == f"{out / 'coco.json'}: 3 of 3 photos, 0 new\n"
+    batch(photos, tmp_path / "called")
+    assert (tmp_path / "called" / "coco.json").read_bytes() == (out / "coco.json").read_bytes()
+
+
+def test_failures(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 3), tmp_path / "out"
+    (photos / "bad.jpg").write_bytes(b"no picture")
+    done = lexiseg(photos, "--out", out, "--format", "png", "--task", "panoptic")
+    assert done.exit_code == 1 and f"{out}: 3 of 4 photos, 3 new" in done.stdout
+    assert done.stderr == f"lexiseg: 1 photos failed: {out / 'failures.jsonl'}\n"
+    assert json.loads((out / "failures.jsonl").read_text())["photo"] == "bad.jpg"
+
+
+def test_wrong_calls_are_told_in_one_line(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    assert lexiseg(photos, "--out", out).exit_code == 0
+    for options, said in (
+        ((photos, "--out", out, "--task", "panoptic"), "holds results of other settings (task)"),
+        ((photos, "--out", out, "--tile", 256), "holds results of other settings (tiles)"),
+        ((photos, "--out", tmp_path), "holds other files, and no batch"),
+        ((photos / "missing", "--out", out), "there is no such folder or file"),
+        ((photos, "--out", photos), "what lies in the folder for the results does not count"),
+    ):
+        done = lexiseg(*options)
+        assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.output
+    assert "other settings (words)" in lexiseg(photos, "--out", out, classes="red").stderr

@@ -1,0 +1,198 @@
+"""A batch: whole after kills, carried on past bad photos, never mixed with another one."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from lexiseg.bulk import BatchError, Format, run_batch
+from lexiseg.segmenter import Segmenter
+from tests.bulk.colour_batch import WORDS, batch, write_photos
+from tests.colour_model import colour_model
+from tests.conftest import REPOSITORY
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow  # processes that import everything
+@pytest.mark.parametrize("format", ["coco", "png"])
+def test_killed_at_any_moment_and_resumed_to_the_same_bytes(tmp_path: Path, format: Format) -> None:
+    photos, out = write_photos(tmp_path / "photos", 12), tmp_path / "killed"
+    (photos / "05.png").write_bytes(b"no picture")
+    arguments = [str(photos), str(out), format, "0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    generator, kept = random.Random(7), 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bulk.colour_batch", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 120
+        while len(list(out.rglob("*.png.json"))) <= kept:  # past a photo that was not there before
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        kept = len(list(out.rglob("*.png.json")))
+    assert 3 <= kept < 11
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png.json")}
+    done = batch(photos, out, format)
+    assert (done.photos, done.new, list(done.failures)) == (12, 11 - kept, ["05.png"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was there was not made again
+    batch(photos, tmp_path / "whole", format)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("format", ["coco", "png"])
+def test_leftovers_of_a_kill_do_not_count(tmp_path: Path, format: Format) -> None:
+    """Half a record, a label map without its record, temporary files, half a list, no merged file."""
+    photos = write_photos(tmp_path / "photos", 4)
+    batch(photos, tmp_path / "whole", format)
+    shutil.copytree(tmp_path / "whole", out := tmp_path / "torn")
+    half = out / "records" / "01.png.json"
+    half.write_bytes(half.read_bytes()[:40])
+    (out / "records" / "02.png.json").unlink()
+    (out / "records" / "inner" / ".00.png.json.abc.part").write_bytes(b"{")
+    (out / "failures.jsonl").write_text('{"photo": "01')
+    (out / "coco.json").unlink(missing_ok=True)
+    assert batch(photos, out, format).new == 2
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+# pycocotools 2.0 asks numpy for copies in an old way.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_coco_file(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 5), tmp_path / "out"
+    done = batch(photos, out)
+    assert done.merged == out / "coco.json" and (done.photos, done.new, done.failures) == (5, 5, {})
+    data = COCO(str(done.merged))
+    names = [data.imgs[number]["file_name"] for number in sorted(data.imgs)]
+    assert names == ["01.png", "02.png", "04.png", "inner/00.png", "inner/03.png"]
+    assert sorted(data.anns) == list(range(1, 2 + 2 + 2 + 3 + 3 + 1))
+    assert [category["name"] for category in data.loadCats([1, 2, 3])] == ["red", "green", "blue"]
+    for number, image in data.imgs.items():
+        rgb = np.array(Image.open(photos / image["file_name"]))
+        for annotation in data.imgToAnns[number]:  # each stripe where it is in the photo
+            assert (data.annToMask(annotation) == (rgb[..., annotation["category_id"] - 1] > 0)).all()
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 4), tmp_path / "out"
+    assert batch(photos, out, "png").merged is None
+    for path in photos.rglob("*.png"):
+        name = path.relative_to(photos).as_posix()
+        labels = np.array(Image.open(out / "labels" / f"{name}.png"))
+        assert (labels == np.array(Image.open(path)).argmax(-1)).all()
+        record = json.loads((out / "records" / f"{name}.json").read_text())
+        assert {entry["id"] for entry in record["segments"]} == set(labels.ravel().tolist())
+
+
+def test_bad_photos_are_listed_and_tried_again(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 3), tmp_path / "out"
+    whole = (photos / "02.png").read_bytes()
+    (photos / "02.png").write_bytes(whole[:60])
+    (photos / "empty.jpg").write_bytes(b"")
+    done = batch(photos, out)
+    assert (done.photos, done.new) == (4, 2)
+    lines = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert {line["photo"]: line["error"] for line in lines} == done.failures
+    assert "damaged or cut short" in done.failures["02.png"] and "is empty" in done.failures["empty.jpg"]
+    (photos / "02.png").write_bytes(whole)
+    done = batch(photos, out)
+    assert done.new == 1 and list(done.failures) == ["empty.jpg"]
+    assert len(json.loads((out / "coco.json").read_text())["images"]) == 3
+
+
+def test_photos_may_come_go_and_change(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 3), tmp_path / "out"
+    batch(photos, out)
+    (photos / "01.png").unlink()
+    shutil.copy(photos / "02.png", photos / "inner" / "00.png")
+    shutil.copy(photos / "02.png", photos / "03.png")
+    assert batch(photos, out).new == 2
+    images = json.loads((out / "coco.json").read_text())["images"]
+    assert [(image["file_name"], image["height"]) for image in images] == [
+        ("02.png", 28),
+        ("03.png", 28),
+        ("inner/00.png", 28),
+    ]
+    (photos / "03.png").write_bytes(b"no longer a picture")
+    assert list(batch(photos, out).failures) == ["03.png"]
+    assert not (out / "records" / "03.png.json").exists()
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    batch(photos, out)
+    before = contents(out)
+    for changed, named in (
+        ({"task": "panoptic"}, "task"),
+        ({"min_score": 0.5}, "min_score"),
+        ({"format": "png"}, "format"),
+    ):
+        with pytest.raises(BatchError, match=rf"out: holds results of other settings \({named}\)"):
+            batch(photos, out, **changed)  # type: ignore[arg-type]
+    with pytest.raises(BatchError, match=r"other settings \(words\)"):
+        run_batch(Segmenter(colour_model(), "cpu"), photos, "red, blue", out)
+    other = colour_model()
+    other.system.scorer.logit_scale.data.fill_(2.0)
+    with pytest.raises(BatchError, match=r"other settings \(weights\)"):
+        run_batch(Segmenter(other, "cpu"), photos, WORDS, out)
+    other = colour_model()
+    other.system.generator.stride = 2
+    with pytest.raises(BatchError, match=r"other settings \(rules of the model\)"):
+        run_batch(Segmenter(other, "cpu"), photos, WORDS, out)
+    assert contents(out) == before
+    assert batch(photos, out, min_score=0).new == 0  # what is meant by saying nothing
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "coco.json").write_text("precious")
+    with pytest.raises(BatchError, match="holds other files, and no batch"):
+        batch(photos, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"coco.json": b"precious"}
+    batch(photos, tmp_path / "other")
+    (tmp_path / "other" / "batch.json").write_text("[]")
+    with pytest.raises(BatchError, match="batch.json: damaged"):
+        batch(photos, tmp_path / "other")
+    with pytest.raises(BatchError, match="no format is called 'bmp'"):
+        batch(photos, tmp_path / "third", "bmp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no task is called 'all'"):
+        batch(photos, tmp_path / "third", task="all")
+    assert not (tmp_path / "third").exists()
+
+
+def test_reading_goes_on_while_the_model_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first photo is segmented, the next ones are read already, and no more than these."""
+    from lexiseg.bulk import running
+
+    photos, read, ahead = write_photos(tmp_path / "photos", 8), [], []
+    whole, segment = running._read, Segmenter._segment
+    monkeypatch.setattr(running, "_read", lambda photo: (read.append(photo.name), whole(photo))[1])
+
+    def slowly(self: Segmenter, *arguments: object) -> object:
+        time.sleep(0.05)
+        ahead.append(len(read) - len(ahead) - 1)
+        return segment(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmenter, "_segment", slowly)
+    assert batch(photos, tmp_path / "out").new == 8
+    assert ahead == [2, 2, 2, 2, 2, 2, 1, 0]
