@@ -48,10 +48,11 @@ def test_failures(tmp_path: Path) -> None:
 def test_wrong_calls_are_told_in_one_line(tmp_path: Path) -> None:
     photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
     assert lexiseg(photos, "--out", out).exit_code == 0
+    write_photos(tmp_path / "taken", 1)
     for options, said in (
         ((photos, "--out", out, "--task", "panoptic"), "holds results of other settings (task)"),
         ((photos, "--out", out, "--tile", 256), "holds results of other settings (tiles)"),
-        ((photos, "--out", tmp_path), "holds other files, and no batch"),
+        ((photos, "--out", tmp_path / "taken"), "holds other files, and no batch"),
         ((photos / "missing", "--out", out), "there is no such folder or file"),
         ((photos, "--out", photos), "what lies in the folder for the results does not count"),
     ):

@@ -180,6 +180,16 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "third").exists()
 
 
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    batch(photos, out)
+    with (out / "batch.json").open("rb") as file:
+        pytest.importorskip("fcntl").flock(file, 2)  # exclusively
+        with pytest.raises(BatchError, match="out: another process is at work there"):
+            batch(photos, out)
+    assert batch(photos, out).new == 0
+
+
 def test_reading_goes_on_while_the_model_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the first photo is segmented, the next ones are read already, and no more than these."""
     from lexiseg.bulk import running

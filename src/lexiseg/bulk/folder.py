@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,11 @@ from typing import Any, Literal, get_args
 from lexiseg.bulk.inputs import BatchError, Input
 from lexiseg.results import Result
 from lexiseg.weights.files import replacing
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 Format = Literal["coco", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -33,14 +39,27 @@ _LONGEST_NAME = 180
 
 
 class BatchFolder:
-    """Where one batch is kept. One process at a time may write into it."""
+    """Where one batch is kept, for one process at a time: with BatchFolder(...) as folder."""
 
     def __init__(self, path: Path, kind: Format, settings: Mapping[str, Any]) -> None:
-        """Begins in `path` or goes on there. Raises BatchError where something else is kept there."""
         self.path, self.kind = path, kind
-        _agree(path, {**settings, "format": kind})
-        for left in path.rglob(".*.part"):  # of a run that was killed while it wrote
+        self.settings = {**settings, "format": kind}
+
+    def __enter__(self) -> BatchFolder:
+        """Begins or goes on. Raises BatchError where something else is kept, or somebody else is at work."""
+        _agree(self.path, self.settings)
+        self._lock = os.open(self.path / SETTINGS, os.O_RDONLY)
+        try:
+            _hold(self._lock, self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        for left in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
             left.unlink()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._lock)
 
     def is_finished(self, photo: Input) -> bool:
         """Whether there are results of this photo, as its file is now."""
@@ -115,6 +134,20 @@ def _agree(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path}: holds results of other settings ({', '.join(different)}); give the same again, or choose another "
             "folder"
         )
+
+
+def _hold(handle: int, path: Path) -> None:
+    """Keeps other processes out until this one closes the file or ends, in whatever way."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BatchError(
+            f"{path}: another process is at work there; wait for its end, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks: then it is left to the user
+        pass
 
 
 def _kept_as(name: str, ending: str) -> Path:

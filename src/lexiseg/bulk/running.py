@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -68,42 +68,46 @@ def run_batch(
     vocabulary = Vocabulary.parse(words, background=background)
     with inputs_of(photos, segmenter.limits, out) as inputs:
         question = segmenter.prepare(vocabulary, task, min_score=min_score)  # mistakes are told before a folder is made
-        folder = BatchFolder(out, format, _settings(segmenter, question))
-        missing = {photo.name: photo for photo in inputs if not folder.is_finished(photo)}
-        if missing:  # else it would be older than what it is made of
-            (out / MERGED).unlink(missing_ok=True)
-        failures: dict[str, str] = {}
-        bar = tqdm(
-            total=len(inputs),
-            initial=len(inputs) - len(missing),
-            desc="segmenting",
-            unit="photo",
-            disable=None if progress is None else not progress,
-        )
-        with bar, folder.failures() as list_failure, closing(_read_ahead(missing.values())) as readings:
-
-            def failed(name: str, problem: str) -> None:
-                failures[name] = problem
-                list_failure(name, problem)
-                bar.update()
-
-            def good() -> Iterator[Photo]:
-                for photo, reading in readings:
-                    if isinstance(reading, ImageError):
-                        failed(photo.name, reading.problem)
-                    else:
-                        yield reading
-
-            for photo, result in segmenter.stream(good(), vocabulary, task, min_score=min_score):
-                assert isinstance(photo, Photo)  # that is what `good` gives
-                if isinstance(result, ImageError):
-                    failed(photo.name, result.problem)
-                else:
-                    folder.write(missing[photo.name], result)
-                    bar.update()
-    done = [photo.name for photo in inputs if photo.name not in failures]
-    merged = merge(folder, done, vocabulary) if format == "coco" else None
+        with BatchFolder(out, format, _settings(segmenter, question)) as folder:
+            missing = {photo.name: photo for photo in inputs if not folder.is_finished(photo)}
+            if missing:  # else it would be older than what it is made of
+                (out / MERGED).unlink(missing_ok=True)
+            finished, hidden = len(inputs) - len(missing), None if progress is None else not progress
+            with tqdm(total=len(inputs), initial=finished, desc="segmenting", unit="photo", disable=hidden) as bar:
+                failures = _segment(segmenter, question, missing, folder, bar)
+            done = [photo.name for photo in inputs if photo.name not in failures]
+            merged = merge(folder, done, vocabulary) if format == "coco" else None
     return Outcome(out, len(inputs), len(missing) - len(failures), failures, merged)
+
+
+def _segment(
+    segmenter: Segmenter, question: Question, photos: Mapping[str, Input], folder: BatchFolder, bar: tqdm[Any]
+) -> dict[str, str]:
+    """Writes the results of the photos; what failed, with its reason."""
+    failures: dict[str, str] = {}
+    with folder.failures() as list_failure, closing(_read_ahead(photos.values())) as readings:
+
+        def failed(name: str, problem: str) -> None:
+            failures[name] = problem
+            list_failure(name, problem)
+            bar.update()
+
+        def good() -> Iterator[Photo]:
+            for photo, reading in readings:
+                if isinstance(reading, ImageError):
+                    failed(photo.name, reading.problem)
+                else:
+                    yield reading
+
+        stream = segmenter.stream(good(), question.vocabulary, question.task, min_score=question.least)
+        for photo, result in stream:
+            assert isinstance(photo, Photo)  # that is what `good` gives
+            if isinstance(result, ImageError):
+                failed(photo.name, result.problem)
+            else:
+                folder.write(photos[photo.name], result)
+                bar.update()
+    return failures
 
 
 def _read_ahead(photos: Iterable[Input]) -> Generator[tuple[Input, Photo | ImageError]]:
