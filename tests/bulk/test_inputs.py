@@ -42,6 +42,7 @@ def test_folder_pattern_and_zip_name_photos_alike(photos: Path, monkeypatch: pyt
     assert found(f"{photos}/**/*.png") == NAMES
     assert found(f"{photos}/**") == NAMES
     assert found(zipped(photos, **{"notes.md": b"no photo"})) == NAMES
+    assert found(zipped(photos).rename(photos.parent / "PHOTOS.ZIP")) == NAMES
     assert found(f"{photos}/*.png") == NAMES[:2]
     assert found(f"{photos}/inner/0[03].png") == ["00.png", "03.png"]
     assert found(photos / "01.png") == ["01.png"]
@@ -125,6 +126,18 @@ def test_photos_are_read_when_asked_for(photos: Path) -> None:
         assert photo.rgb.dtype == np.uint8
         with pytest.raises(ImageError, match="megapixels, more than the limit"):
             inputs[3].read()
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 2)
+    try:
+        (photos / "01.png").rename(photos / os.fsdecode(b"\xff\xfe.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (photos / os.fsdecode(b"bad\xff.png")).write_bytes(b"no picture")
+    for new in (2, 0):
+        done = batch(photos, tmp_path / "out", "png")
+        assert (done.photos, done.new, list(done.failures)) == (3, new, [os.fsdecode(b"bad\xff.png")])
 
 
 def test_names_too_long_for_a_file_system_are_shortened(tmp_path: Path) -> None:

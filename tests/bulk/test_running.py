@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -178,6 +179,18 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no task is called 'all'"):
         batch(photos, tmp_path / "third", task="all")
     assert not (tmp_path / "third").exists()
+
+
+def test_progress_tells_rate_and_time_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos, out = write_photos(tmp_path / "photos", 3), tmp_path / "out"
+    batch(photos, out, progress=True)
+    assert re.search(r"segmenting: 100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d, .*photo/s\]", capfd.readouterr().err)
+    (photos / "01.png").write_bytes(b"no picture")
+    batch(photos, out, progress=True)
+    told = capfd.readouterr().err
+    assert "2/3" in told and "3/3" in told and "0/3" not in told  # what is finished is not counted in the rate
+    batch(photos, out)
+    assert capfd.readouterr().err == ""  # nobody is looking
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run of a batch: what is missing is read one photo ahead, segmented and written, and the whole is closed."""
+"""The run of a batch: what is missing is read ahead of the model, segmented and written; then all is merged."""
 
 from __future__ import annotations
 
