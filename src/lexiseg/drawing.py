@@ -19,7 +19,7 @@ OPACITY = 0.45
 # Below this many pixels on its longer side a photo is enlarged by a whole number: words need some ten pixels of height.
 _READABLE_SIDE = 640
 # Pixels that are drawn at once.
-_BAND_PIXELS = 8_000_000
+_BAND_PIXELS = 2_000_000
 # Words are placed on a reduced map: a hundred regions of a 12-megapixel photo in a second instead of a minute.
 _PLACING_SIDE = 512
 # A word needs this share of its box inside its region ...

@@ -42,6 +42,9 @@ _REFUSED_FORMATS = {"EPS", "WMF"}
 # picture itself.
 _FIRST_FRAME_IS_THE_PICTURE = {"MPO", "PSD"}
 
+# Pixels that are copied at once.
+_BAND_PIXELS = 4_000_000
+
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -331,7 +334,7 @@ def _from_pil(name: str, image: Image.Image, limits: ImageLimits) -> np.ndarray:
             upright = _turned_upright(image)
             if image.mode.startswith("I") or image.mode == "F":
                 return _from_array(name, np.asarray(upright), limits, channels_first=False)
-            return np.array(_opaque_rgb(upright))
+            return _pixels(_opaque_rgb(upright))
         except ImageError:
             raise
         except Exception as error:
@@ -362,6 +365,16 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """An RGB image as uint8 [H, W, 3]. Band by band: Pillow makes two more copies on the way to an array."""
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    step = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        rgb[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return rgb
 
 
 def _through_profile(image: Image.Image) -> Image.Image | None:

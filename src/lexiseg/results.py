@@ -96,7 +96,7 @@ class Result:
     task: Task
     vocabulary: Vocabulary
     label_map: np.ndarray
-    """int32 [H, W], of a tiled photo int16. semantic: the class index of every pixel, -1 where no mask lies and the
+    """int32 [H, W], of a tiled photo narrower. semantic: the class index of every pixel, -1 where no mask lies and the
     model leaves such pixels out. panoptic: the id of its segment, 0 for none. instance: the id of the best segment that
     covers it, 0 for none; the full masks, which may overlap, are in the segments."""
     segments: tuple[NamedSegment, ...]
@@ -231,7 +231,7 @@ class Result:
         Of overlapping instances only what lies on top is in the picture, and its areas are counted there.
         """
         shift = 1 if self.task == "semantic" else 0
-        ids = self.label_map + shift
+        ids = self.label_map.astype(np.int32) + shift
         picture = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
         boxes = ndimage.find_objects(ids)
         areas = np.bincount(ids.ravel())
@@ -258,7 +258,7 @@ class Result:
     def to_transformers(self) -> dict[str, Any]:
         """The form of transformers' `post_process_*_segmentation`: `segmentation` [H, W] int32 and `segments_info`."""
         return {
-            "segmentation": torch.from_numpy(self.label_map.copy()),
+            "segmentation": torch.from_numpy(self.label_map.astype(np.int32)),
             "segments_info": [
                 {
                     "id": segment.id,
@@ -339,7 +339,7 @@ def _named_regions(
     semantic = isinstance(prediction, SemanticMap)
     source = prediction.labels if isinstance(prediction, SemanticMap) else prediction.ids
     values = source.cpu().numpy()
-    if values.dtype != np.int16:  # what a large photo comes with
+    if values.dtype not in (np.uint8, np.int16):  # what tiled photos come with
         values = values.astype(np.int32)
     dropped = [
         number

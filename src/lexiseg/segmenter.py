@@ -413,7 +413,8 @@ class Segmenter:
             return cast(PanopticMap, self._found(images(rows, columns), question))
 
         if question.task == "semantic":
-            return tiling.semantic(photo.size_hw, tiles, view, self.model.outputs.sigmoid_at or "canvas")
+            whole = view((0, photo.size_hw[0]), (0, photo.size_hw[1])) if tiles.context else None
+            return tiling.semantic(photo.size_hw, tiles, view, self.model.outputs.sigmoid_at or "canvas", whole)
         is_thing = [entry.is_thing for entry in question.vocabulary.classes]
         return tiling.panoptic(photo.size_hw, tiles, segments, is_thing)
 

@@ -23,7 +23,7 @@ from lexiseg.postprocess import SemanticView, semantic_map
 from lexiseg.types import PanopticMap, Segment, SemanticMap, SigmoidAt, Size
 
 # Floats held at once for the masks, or for the class scores, of a block of pixels.
-BLOCK_FLOATS = 4_000_000
+BLOCK_FLOATS = 1_000_000
 
 SMALLEST_TILE = 64
 
@@ -42,6 +42,8 @@ class Tiling:
     """Longest side of a tile, in pixels of the photo. Photos that are not larger are not cut."""
     overlap: int = 128
     """Pixels that neighbours share, at most a third of the side: then nothing lies in more than two tiles of a row."""
+    context: float = 0.5
+    """0..1: weight of a look at the whole photo, made small, against the tiles; 0 for none. For the semantic task."""
 
     def __post_init__(self) -> None:
         if self.side < SMALLEST_TILE:
@@ -50,6 +52,9 @@ class Tiling:
             raise ValueError(
                 f"an overlap of {self.overlap} pixels does not fit tiles of {self.side}: use 0 to {self.side // 3}"
             )
+
+        if not 0 <= self.context <= 1:
+            raise ValueError(f"a context of {self.context} is no share: use 0 to 1")
 
     def cuts(self, size_hw: Size) -> bool:
         """Whether a photo of this size is larger than a tile."""
@@ -68,15 +73,22 @@ class Tiling:
 
 
 def semantic(
-    size_hw: Size, tiling: Tiling, look: Callable[[Span, Span], SemanticView], sigmoid_at: SigmoidAt = "canvas"
+    size_hw: Size,
+    tiling: Tiling,
+    look: Callable[[Span, Span], SemanticView],
+    sigmoid_at: SigmoidAt = "canvas",
+    whole: SemanticView | None = None,
 ) -> SemanticMap:
     """`postprocess.semantic` of a photo in tiles: the class with the best mixed score at every pixel.
 
-    look(rows, columns): what a model sees in that part of the photo; the output of its frame is the part. Labels are
-    int16 [H, W] on the CPU, int32 for more classes than that has numbers.
+    look(rows, columns): what a model sees in that part of the photo; the output of its frame is the part. Labels [H, W]
+    are on the CPU, in the narrowest of uint8, int16 and int32. whole: the same of the whole photo. It knows what a tile
+    cannot see, a tile has the detail: `tiling.context` is the share of the former in the mixture.
     """
     rows, columns = tiling.along(size_hw[0]), tiling.along(size_hw[1])
     canvas: _Labels | None = None
+    # Its classes are summed up on the grid of its masks: a pixel of that is many of the photo, however it is enlarged.
+    around = whole and _Tile.seen(whole, "grid", (0, size_hw[0]), (0, size_hw[1]), tiling.overlap, size_hw)
     above: list[_Tile] = []
     for top in rows:
         current: list[_Tile] = []
@@ -91,7 +103,8 @@ def semantic(
             right = span[1] if last_column else span[1] - tiling.overlap
             for part in _split(top[0], bottom, tiling.overlap if top[0] else 0):
                 for across in _split(span[0], right, tiling.overlap if span[0] else 0):
-                    canvas.decide([other for other in near if other.covers(part, across)], part, across)
+                    showing = [other for other in near if other.covers(part, across)]
+                    canvas.decide(showing, part, across, around, tiling.context)
             left = None if last_column or not tiling.overlap else tile.cut(top, (right, span[1]))
             if not last_row and tiling.overlap:
                 current.append(tile.cut((bottom, top[1]), span))
@@ -254,11 +267,12 @@ class _Labels:
     @classmethod
     def of(cls, size_hw: Size, class_probs: Tensor) -> _Labels:
         count = class_probs.shape[1]
-        kind = np.int16 if count < np.iinfo(np.int16).max else np.int32
+        # One number stays free: some count the classes from one.
+        kind = next(kind for kind in (np.uint8, np.int16, np.int32) if count < np.iinfo(kind).max)
         areas = torch.zeros(count, dtype=torch.long, device=class_probs.device)
         return cls(np.zeros(size_hw, kind), areas, class_probs.new_zeros(count, count, dtype=torch.float32))
 
-    def decide(self, tiles: Sequence[_Tile], rows: Span, columns: Span) -> None:
+    def decide(self, tiles: Sequence[_Tile], rows: Span, columns: Span, around: _Tile | None, context: float) -> None:
         """tiles: all that show this part of the photo."""
         count = len(self.areas)
         for part, across in _blocks(rows, columns, max(count, *(len(tile.maps) for tile in tiles))):
@@ -267,6 +281,8 @@ class _Labels:
                 total = total * tiles[0].weight(part, across)
                 for tile in tiles[1:]:
                     total += tile.scores(part, across) * tile.weight(part, across)
+            if around is not None:
+                total = torch.lerp(total, around.scores(part, across), context)
             best = total.argmax(0)
             self.labels[part[0] : part[1], across[0] : across[1]] = best.cpu().numpy()
             self.sums.index_add_(1, best.flatten(), total.flatten(1).float())

@@ -168,7 +168,7 @@ class SemanticMap:
     """A class for every pixel."""
 
     labels: Tensor
-    """[H, W] class indices, int64, of a tiled photo int16; -1 where no mask lies, under rules that leave such pixels
+    """[H, W] class indices, int64, of a tiled photo narrower; -1 where no mask lies, under rules that leave such pixels
     without a class."""
     segments: tuple[Segment, ...]
     """One per class that occurs, in order of class index."""
@@ -179,7 +179,7 @@ class PanopticMap:
     """Non-overlapping segments; pixels nobody claims are 0."""
 
     ids: Tensor
-    """[H, W] int32, of a tiled photo int16: 0 for no segment, i + 1 for `segments[i]`."""
+    """[H, W] int32, of a tiled photo narrower: 0 for no segment, i + 1 for `segments[i]`."""
     segments: tuple[Segment, ...]
 
 
