@@ -52,6 +52,22 @@ def photo(path: Path, height: int = 40, width: int = 60) -> Path:
     return path
 
 
+def test_tiles(tmp_path: Path) -> None:
+    path = photo(tmp_path / "large.png", 150, 300)
+    done = segment(path, "--out", tmp_path, "--tile", 128, "--overlap", 16, "--context", 0.2, "--task", "panoptic")
+    assert done.exit_code == 0, done.output
+    segments = json.loads((tmp_path / "large.json").read_text(encoding="utf-8"))["segments"]
+    assert sorted(entry["label"] for entry in segments) == ["blue", "red"]
+    for options, said in (
+        (("--overlap", 16), "--tile"),
+        (("--tile", 128, "--overlap", 100), "use 0 to 42"),
+        (("--tile", 128, "--task", "instance"), "not joined across tiles"),
+    ):
+        refused = segment(path, "--out", tmp_path, *options)
+        assert refused.exit_code == 2
+        assert said in refused.output
+
+
 def test_one_photo(tmp_path: Path) -> None:
     path = photo(tmp_path / "a b.jpg")
     done = segment(path, "--out", tmp_path / "results")

@@ -116,6 +116,10 @@ def segment(
         int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
     ] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
+    context: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of a look at the whole photo against --tile; semantic. Default: 0.5."),
+    ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
@@ -127,7 +131,7 @@ def segment(
     same name get -2, -3 and so on. Exit status 1 says that some photos failed, 2 that the call was wrong.
     """
     vocabulary = _vocabulary(classes, background)
-    tiles = _tiling(tile, overlap)
+    tiles = _tiling(tile, overlap, context)
     from lexiseg.images import ImageError, ImageLimits
 
     paths = list(_expand(photos))
@@ -812,15 +816,15 @@ def _measured(name: str) -> list[str]:
     return lines
 
 
-def _tiling(tile: int | None, overlap: int | None) -> Tiling | None:
+def _tiling(tile: int | None, overlap: int | None, context: float | None = None) -> Tiling | None:
     from lexiseg.tiling import Tiling
 
     if tile is None:
-        if overlap is not None:
-            _wrong("--overlap is of tiles: give their size as --tile")
+        if overlap is not None or context is not None:
+            _wrong("--overlap and --context are of tiles: give their size as --tile")
         return None
     try:
-        return Tiling(tile, tile // 8 if overlap is None else overlap)
+        return Tiling(tile, tile // 8 if overlap is None else overlap, 0.5 if context is None else context)
     except ValueError as error:
         _wrong(f"--tile, --overlap: {error}")
 
