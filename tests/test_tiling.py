@@ -1,6 +1,10 @@
 """Large photos in tiles: the same answers as in one piece, and no seams."""
 
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from lexiseg.types import PanopticMap, Segment, SigmoidAt
 from lexiseg.vocabulary import Vocabulary, VocabularyClass
 from tests.colour_model import colour_model
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = "red, green, blue"
 
 
@@ -179,3 +184,37 @@ def test_stuff_of_distant_tiles_is_one_segment() -> None:
     rgb[:, :60] = rgb[:, -60:] = (200, 0, 0)
     result = Segmenter(colour_model(), "cpu", tiles=Tiling(96, 24))(rgb, vocabulary, "panoptic")
     assert sorted(segment.label for segment in result.segments) == ["blue", "red"]
+
+
+_LARGE = """
+import json, resource, sys
+import numpy as np
+from PIL import Image
+from lexiseg.segmenter import Segmenter
+from lexiseg.tiling import Tiling
+from tests.colour_model import colour_model
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+folder, before = sys.argv[1], peak()
+bands = Image.new("RGB", (3, 1))
+bands.putdata([(200, 0, 0), (0, 200, 0), (0, 0, 200)])
+bands.resize((8000, 6000), Image.Resampling.NEAREST).save(f"{folder}/large.png", compress_level=1)
+result = Segmenter(colour_model(), "cpu", tiles=Tiling(2048, 256))(f"{folder}/large.png", "red, green, blue")
+result.save(folder)
+wrong = result.label_map[:, [1000, 4000, 7000]] != [0, 1, 2]
+print(json.dumps({"more_mb": peak() - before, "wrong": int(wrong.sum()), "shares": result.shares}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its Python does not tell the peak memory")
+def test_48_megapixels_take_little_more_than_the_photo_itself(tmp_path: Path) -> None:
+    """Read, segmented and saved: the photo is 144 MB, the labels are 48, a picture of Pillow is 192."""
+    command = [sys.executable, "-c", _LARGE, str(tmp_path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["wrong"] == 0
+    assert all(share == pytest.approx(1 / 3, abs=0.01) for share in told["shares"].values())
+    assert told["more_mb"] < 600, told
