@@ -88,7 +88,9 @@ def semantic(
     rows, columns = tiling.along(size_hw[0]), tiling.along(size_hw[1])
     canvas: _Labels | None = None
     # Its classes are summed up on the grid of its masks: a pixel of that is many of the photo, however it is enlarged.
-    around = whole and _Tile.seen(whole, "grid", (0, size_hw[0]), (0, size_hw[1]), tiling.overlap, size_hw)
+    around: _Tile | None = None
+    if whole is not None:
+        around = _Tile.seen(whole, "grid", (0, size_hw[0]), (0, size_hw[1]), tiling.overlap, size_hw)
     above: list[_Tile] = []
     for top in rows:
         current: list[_Tile] = []
@@ -177,8 +179,8 @@ class _Tile:
         summed = sigmoid_at == "grid"
         if summed:
             maps = torch.einsum("qk,qhw->khw", view.class_probs, maps.sigmoid())
-        kind = (axes[0], axes[1])
-        return cls(maps, view.class_probs, summed, sigmoid_at, kind, rows, columns, (rows, columns), overlap, photo_hw)
+        both = (axes[0], axes[1])
+        return cls(maps, view.class_probs, summed, sigmoid_at, both, rows, columns, (rows, columns), overlap, photo_hw)
 
     def covers(self, rows: Span, columns: Span) -> bool:
         """Whether a part of the photo is wholly in what is still there."""
