@@ -161,7 +161,7 @@ class MaskAdapter(nn.Module):
         edge = (~(full | empty)).float()  # [N, 1, h, w]
         kind = full[:, 0, ..., None]  # [N, h, w, 1]
         x = self.fused(image, masks)
-        for block, after in zip(self.blocks, plain[1:], strict=False):
+        for block, after in zip(self.blocks, plain[1:-1], strict=True):
             reach = block.dwconv.kernel_size[0]
             edge = functional.max_pool2d(edge, reach, 1, reach // 2)
             near = edge[:, 0].bool()  # [N, h, w]

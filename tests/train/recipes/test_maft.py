@@ -22,7 +22,6 @@ from tests.train.recipes.test_maftplus import Fixed, toy_package, toy_photo
 from tests.zoo.toy_folders import ARGUMENTS, TRANSFORMER, toy_model
 
 CROP = 64
-SHARED = Path("/work/shared/parity/maft")
 
 
 def toy_system() -> System:
@@ -64,10 +63,8 @@ def test_what_the_second_step_trains() -> None:
         assert group["weight_decay"] == (0.0 if norm else 1e-4) and group["lr"] == 1e-5
 
 
-def test_the_released_list_of_what_trains() -> None:
-    path = SHARED / "trainable-step2.json"
-    if not path.is_file():
-        pytest.skip("the recorded list is not on this machine")
+def test_the_released_list_of_what_trains(shared: Path) -> None:
+    path = shared / "parity" / "maft" / "trainable-step2.json"
     with torch.device("meta"):
         tuned = recipe.prepare_tower(maft("ViT-B-16-quickgelu"))
     names = {name for name, p in tuned.embedder.named_parameters() if p.requires_grad}
