@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from lexiseg.weights.files import (
     CheckpointError,
+    differing_settings,
     read_checkpoint,
     read_safetensors,
     replacing,
@@ -165,3 +166,13 @@ def test_saved_files_have_ordinary_permissions(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_settings_of_a_run_are_written_once_and_compared_later(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "settings.json"
+    assert differing_settings(path, {"words": ("sky", "wäll"), "size": 3}) == {}
+    written = path.read_bytes()
+    assert differing_settings(path, {"size": 3, "words": ["sky", "wäll"]}) == {}
+    assert differing_settings(path, {"words": ["sky"], "size": 3, "new": 1}) == {"new": None, "words": ["sky", "wäll"]}
+    assert differing_settings(path, {"size": 3}) == {"words": ["sky", "wäll"]}
+    assert path.read_bytes() == written

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from lexiseg.bulk.inputs import BatchError, Input
 from lexiseg.results import Result
-from lexiseg.weights.files import replacing
+from lexiseg.weights.files import differing_settings, replacing
 
 try:
     import fcntl
@@ -115,18 +115,12 @@ class BatchFolder:
 
 def _agree(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a new batch; those of an old one must be the same."""
-    told = json.loads(json.dumps(settings))
     path.mkdir(parents=True, exist_ok=True)
     file = path / SETTINGS
-    if not file.is_file():
-        if any(not entry.name.startswith(".") for entry in path.iterdir()):
-            raise BatchError(f"{path}: holds other files, and no batch; give an empty folder or a new one")
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        return
+    if not file.is_file() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise BatchError(f"{path}: holds other files, and no batch; give an empty folder or a new one")
     try:
-        before = json.loads(file.read_bytes())
-        different = sorted(key for key in told.keys() | before.keys() if told.get(key) != before.get(key))
+        different = differing_settings(file, settings)
     except (ValueError, AttributeError):
         raise BatchError(f"{file}: damaged; delete {path} and begin again, or choose another folder") from None
     if different:

@@ -33,7 +33,7 @@ from lexiseg.evaluation.outcome import Evaluation, evaluation_of, file_stem
 from lexiseg.evaluation.records import PhotoRecord, RecordFolder
 from lexiseg.segmenter import Segmenter, Words, pick_device
 from lexiseg.vocabulary import Vocabulary, VocabularyClass
-from lexiseg.weights.files import replacing
+from lexiseg.weights.files import differing_settings
 
 SPLITS_IN_ORDER = ("test", "val", "validation")
 """What is measured where nothing is said: the first of these that the data has."""
@@ -297,14 +297,7 @@ def _all_records(folder: RecordFolder, plan: Plan) -> list[PhotoRecord]:
 
 def _same_run(folder: Path, settings: dict[str, Any], model: str) -> None:
     """Records of one folder are of one model with one set of settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    different = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+    different = differing_settings(folder / "run.json", settings)
     if different:
         raise EvaluationError(
             f"{folder}: holds the records of {model} with another {' and another '.join(different)}; delete it, or "

@@ -24,7 +24,6 @@ MASK_COLUMNS = (
     ("Z2 unseen", "Z2-masks", "unseen"),
     ("Z3", "Z3-masks", "all"),
 )
-SHORT = (("Z1 mIoU", "Z1", "all"), ("Z2 unseen", "Z2", "unseen"), ("Z3 mask accuracy", "Z3-masks", "all"))
 
 
 def report(findings: Mapping[str, Any]) -> str:
@@ -38,12 +37,6 @@ def report(findings: Mapping[str, Any]) -> str:
     parts += ["## Claims", "", *claims(findings), "", f"Machine: {findings['machine']}. Versions: "]
     parts[-1] += ", ".join(f"{name} {number}" for name, number in findings["versions"].items()) + "."
     return "\n".join(parts) + "\n"
-
-
-def short_table(findings: Mapping[str, Any]) -> str:
-    """A few columns, for the README."""
-    systems = [entrant for entrant in findings["entrants"] if entrant["variant_of"] is None]
-    return "\n".join(table(systems, SHORT)) + "\n"
 
 
 def table(entrants: list[dict[str, Any]], columns: tuple[tuple[str, str, str], ...]) -> list[str]:

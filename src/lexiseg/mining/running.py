@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from lexiseg.mining.matching import Filters, Matched, Matcher, Words
 from lexiseg.mining.nouns import not_shown, noun_finder, words_of
 from lexiseg.types import TextBank
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.weights.files import differing_settings
 from lexiseg.zoo.cropped import with_crops
 from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
@@ -254,23 +254,16 @@ def encoded(model: Model, words: Sequence[str], cache: Path) -> TextBank:
 
 def _agree(path: Path, plan: dict[str, Any]) -> None:
     """Writes the plan of a new run; that of an old one must be the same."""
-    plan = json.loads(json.dumps(plan))
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in plan.keys() | known.keys() if plan.get(name) != known.get(name))
-        if "settings" in differing:
-            mine, other = plan["settings"], known.get("settings", {})
-            differing += sorted(f"settings.{name}" for name in mine if mine[name] != other.get(name))
-            differing.remove("settings")
-        if differing:
-            raise MiningError(
-                f"{path.parent}: holds pairs made otherwise ({', '.join(differing)} differ); take another folder, or "
-                "give the same options again"
-            )
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    before = differing_settings(path, plan)
+    differing = [name for name in before if name != "settings"]
+    if "settings" in before:
+        mine, other = json.loads(json.dumps(plan["settings"])), before["settings"] or {}
+        differing += sorted(f"settings.{name}" for name in mine if mine[name] != other.get(name))
+    if differing:
+        raise MiningError(
+            f"{path.parent}: holds pairs made otherwise ({', '.join(differing)} differ); take another folder, or "
+            "give the same options again"
+        )
 
 
 def _path(name: str) -> str | Path:

@@ -1,8 +1,9 @@
-"""Checkpoints on disk: reading safetensors and PyTorch files without running anything in them, saving, hashing."""
+"""Files on disk: checkpoints read without running anything in them, saving, hashing, the settings of a run."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -107,6 +108,23 @@ class replacing:
         # mkstemp makes the file private; a model folder is as readable as any other file.
         self.temporary.chmod(0o666 & ~umask)
         os.replace(self.temporary, self.path)
+
+
+def differing_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the settings of a run that begins, as JSON; of one that began before, those that differ.
+
+    Returns name -> what it was then, None where it was not there, in the order of the names. Empty: the run may go on.
+    Raises ValueError or AttributeError where the file holds no JSON object.
+    """
+    told = json.loads(json.dumps(dict(settings)))
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(told.keys() | before.keys())
+        return {name: before.get(name) for name in names if told.get(name) != before.get(name)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {}
 
 
 def sha256_of(path: str | Path) -> str:

@@ -71,7 +71,7 @@ from lexiseg.train.recipes.fcclip import photo_numbers
 from lexiseg.train.semantic_crops import semantic_crop, short_edges
 from lexiseg.types import Images, TextBank
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.weights.files import replacing
+from lexiseg.weights.files import differing_settings, replacing
 from lexiseg.zoo import coco_words
 from lexiseg.zoo.maskclip_pp import Similarity
 from lexiseg.zoo.model_folder import save_model_folder
@@ -562,18 +562,12 @@ def _report(
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     """A run goes on with the settings it began with."""
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        different = sorted(name for name in known.keys() | settings.keys() if known.get(name) != settings.get(name))
-        if different:
-            raise ValueError(
-                f"{path.parent}: a run with another {' and another '.join(different)} began there; choose another "
-                "--out, or delete the folder"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    different = differing_settings(path, settings)
+    if different:
+        raise ValueError(
+            f"{path.parent}: a run with another {' and another '.join(different)} began there; choose another "
+            "--out, or delete the folder"
+        )
 
 
 def _usual_steps(photos: int, batch: int) -> int:
