@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{slot: DATA | {"layers"} for slot in SLOTS},
     "zoo": MODELS,
     "drawing": DATA | {"vocabulary"},
+    "word_check": {"vocabulary", "clip", "zoo"},
     "results": DATA | {"vocabulary", "drawing"},
     "data": DATA | {"images", "vocabulary"},
     "mining": MODELS | {"data"},
@@ -45,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": FRONT | {"data", "metrics", "segmenter"},
     "bulk": FRONT | {"data", "segmenter", "evaluation"},
     "miniature": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation"},
-    "apps": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature", "bulk"},
+    "apps": FRONT
+    | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature", "bulk", "word_check"},
 }
 
 # Whose internals change from release to release is touched in one folder only.

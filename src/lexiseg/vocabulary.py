@@ -245,12 +245,12 @@ class Vocabulary:
         """The same classes and a last one for everything else, made of generic words that none of them uses."""
         if self.background:
             return self
-        taken = {_singular(phrase) for phrase in self.phrases}
+        taken = {singular(phrase) for phrase in self.phrases}
         if BACKGROUND_NAME in taken:
             raise VocabularyError(
                 f"the vocabulary already names {BACKGROUND_NAME!r}: remove that word or the background choice"
             )
-        phrases = (BACKGROUND_NAME, *(phrase for phrase in BACKGROUND_PHRASES if _singular(phrase) not in taken))
+        phrases = (BACKGROUND_NAME, *(phrase for phrase in BACKGROUND_PHRASES if singular(phrase) not in taken))
         return Vocabulary((*self.classes, VocabularyClass(phrases, is_thing=False)), background=True)
 
 
@@ -434,7 +434,7 @@ def _read_phrases(value: Any, where: str) -> VocabularyClass:
                 f"{where}: a comma inside the name {_shown(phrase)}; write one class per entry, with | between synonyms"
             )
         _check_phrase(phrase, where)
-        phrases.setdefault(_folded(phrase), phrase)
+        phrases.setdefault(folded(phrase), phrase)
     return VocabularyClass(tuple(phrases.values()))
 
 
@@ -478,7 +478,7 @@ def _without_repeats(classes: list[VocabularyClass], source: str) -> list[Vocabu
     owner: dict[str, int] = {}
     for index, entry in enumerate(classes):
         for phrase in entry.phrases:
-            first = owner.setdefault(_folded(phrase), index)
+            first = owner.setdefault(folded(phrase), index)
             if first != index:
                 raise VocabularyError(
                     f"{source}: {_shown(phrase)} is in class {first + 1} ({classes[first].name!r}) and in class "
@@ -487,13 +487,14 @@ def _without_repeats(classes: list[VocabularyClass], source: str) -> list[Vocabu
     return classes
 
 
-def _folded(phrase: str) -> str:
+def folded(phrase: str) -> str:
+    """A phrase without what the encoder does not see: capitals, and more than one blank."""
     return " ".join(phrase.split()).casefold()
 
 
-def _singular(phrase: str) -> str:
+def singular(phrase: str) -> str:
     """Not English grammar: enough to see that "trees" and "tree" are one word."""
-    return _folded(phrase).removesuffix("s")
+    return folded(phrase).removesuffix("s")
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lexiseg.segmenter import Segmenter
     from lexiseg.tiling import Tiling
     from lexiseg.vocabulary import Vocabulary
+    from lexiseg.word_check import Remark
 
 DEFAULT_MODEL = "street-tiny"
 MINIATURE = "mini"
@@ -47,6 +49,14 @@ data_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+
+vocab_app = typer.Typer(
+    help="Words: what a model will make of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(vocab_app, name="vocab")
 
 
 class TaskName(StrEnum):
@@ -218,7 +228,7 @@ def batch(
     tiles = _tiling(tile, overlap)
     segmenter = _segmenter(model, device, ImageLimits(max_pixels=round(max_pixels * 1e6)), tiles=tiles)
     try:
-        done = run_batch(segmenter, photos, vocabulary, out, task=task.value, format=format.value, min_score=min_score)
+        done = run_batch(segmenter, photos, vocabulary, out, task=task.value, format=format, min_score=min_score)
     except (ValueError, OSError) as error:
         _wrong(str(error))
     print(f"{done.merged or done.folder}: {done.photos - len(done.failures)} of {done.photos} photos, {done.new} new")
@@ -686,6 +696,58 @@ def mine_data(
         f"{out}" + (f"; look at {sheet} before you train: lexiseg train ovseg --pairs {out} --out RUN" if sheet else "")
     )
     for photo, problem in found.failures.items():
+@vocab_app.callback()
+def vocab() -> None:
+    """Words: what a model will make of them."""
+
+
+@vocab_app.command("check")
+def check_vocabulary(
+    classes: Annotated[str | None, typer.Option(help="Words, as for `segment`.")] = None,
+    class_list: Annotated[
+        Path | None,
+        typer.Option(help="A published class list instead: a text file with lines like '12:door,doors'."),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    background: Annotated[
+        bool, typer.Option("--background", help="Add a class for anything else, as `segment` does.")
+    ] = False,
+    similarity: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Warn of pairs this alike. Default: measured on the model's own words tower."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 when there is a warning.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Say which words a model cannot tell apart, and what else is wrong with them, before photos are looked at.
+
+    Words of different classes are compared by the model's text tower. What it finds it says, and what to do; nothing is
+    changed. Exit status 0 also with warnings, unless --strict.
+    """
+    if classes is not None and class_list is None:
+        vocabulary = _vocabulary(classes, background)
+    elif class_list is not None and classes is None:
+        vocabulary = _class_list(class_list)
+    else:
+        _wrong("give the words: --classes, or --class-list for a published list")
+    from lexiseg.text_bank import cache_folder
+    from lexiseg.word_check import Alikeness, check_words, measure_alikeness
+
+    loaded = _segmenter(model, "cpu", None).model
+    limits = Alikeness(similarity, similarity) if similarity is not None else measure_alikeness(loaded, cache_folder())
+    remarks = check_words(loaded, vocabulary, cache_folder(), limits)
+    warnings = sum(remark.is_warning for remark in remarks)
+    if as_json:
+        told = [{**asdict(remark), "is_warning": remark.is_warning} for remark in remarks]
+        print(json.dumps({"limits": asdict(limits), "remarks": told}, indent=1, ensure_ascii=False))
+    else:
+        _show_remarks(remarks, _console())
+        counted = f"{len(vocabulary)} classes, {warnings} {'warning' if warnings == 1 else 'warnings'}"
+        print(f"{counted} (alike from {limits.close:.2f}, the same from {limits.same:.2f})")
+    if strict and warnings:
+        raise typer.Exit(1)
+
+
         _say(f"lexiseg: {photo}: {problem}")
     if found.failures:
         raise typer.Exit(1)
@@ -852,6 +914,24 @@ def _with_progress(stream: Iterable[Any], total: int, console: Console, what: st
         yield from stream
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+def _show_remarks(remarks: Sequence[Remark], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not remarks:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("words", overflow="fold")
+    table.add_column("alike", justify="right")
+    table.add_column("what is so, and what to do", overflow="fold")
+    for remark in remarks:
+        shown = ", ".join(remark.phrases[:_TABLE_ROWS]) + (", ..." if len(remark.phrases) > _TABLE_ROWS else "")
+        cosine = "" if remark.similarity is None else f"{remark.similarity:.2f}"
+        table.add_row("warning" if remark.is_warning else "note", escape(shown), cosine, escape(remark.says))
+    console.print(table)
+
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
