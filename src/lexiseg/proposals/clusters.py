@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,6 +82,10 @@ class ClusterProposals(nn.Module):
 
     def _clusters(self, vectors: Tensor) -> NDArray[np.int32]:
         """vectors [C, h, w] -> [h, w], the cluster of every cell."""
+        # Imported here: with what it loads in its turn it takes more memory than many a model.
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
         height, width = vectors.shape[-2:]
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = torch.stack([rows, columns]) * (self.position_weight / max(height, width))
