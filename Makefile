@@ -4,6 +4,7 @@
 #   make demo       a real photo segmented by words; yours: make demo PHOTO=street.jpg CLASSES="sky, road | street, car"
 #   make test       format, lint, types, the quick tests, the demo
 #   make test-all   the slow tests too
+#   make docs       the documentation as a site, in out/site
 #   make format     puts the code in order
 
 PYTHON ?= python3
@@ -25,10 +26,10 @@ OUT = out/demo
 export PHOTO CLASSES MODEL TASK OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format check
+.PHONY: help setup demo test test-all docs format check
 
 help:
-	@sed -n '2,7s/^# \{0,1\}//p' Makefile
+	@sed -n '2,8s/^# \{0,1\}//p' Makefile
 
 setup: $(INSTALLED)
 
@@ -36,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Lexiseg needs Python 3.11 or newer. Name one: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,transformers,mine,serve,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,transformers,mine,serve,docs,supervision,parquet,dev]'
 	@touch $@
 
 # Without a photo: china.jpg, which scikit-learn carries (photo by danielbuechele, CC BY 2.0).
@@ -64,6 +65,10 @@ test: check
 test-all: check
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(TESTS) --dist loadfile
 	$(MAKE) --no-print-directory demo PHOTO= CLASSES=
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open out/site/index.html"
 
 format: $(INSTALLED)
 	$(BIN)/ruff format $(CODE)
