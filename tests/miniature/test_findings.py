@@ -67,12 +67,14 @@ def finding(value: float, low: float, high: float) -> dict[str, Any]:
     return {"value": value, "interval": [low, high], "of_seeds": [value], "counts": not low <= 0 <= high}
 
 
-def test_tables() -> None:
-    entrant = {"title": "One", "answers": {"Z1": {"groups": {"all": finding(41.26, 40.0, 42.0)}}}}
+@pytest.mark.parametrize(("low", "high", "mark"), [(0.5, 3.0, " ↑"), (-0.5, 3.0, ""), (-3.0, -0.5, " ↓")])
+def test_tables(low: float, high: float, mark: str) -> None:
+    number = finding(41.26, 40.0, 42.0) | {"less_first": finding((low + high) / 2, low, high)}
+    entrant = {"title": "One", "answers": {"Z1": {"groups": {"all": number}}}}
     assert table([entrant], (("mIoU", "Z1", "all"), ("none", "Z1", "unseen"))) == [
         "| system | mIoU | none |",
         "|---|---|---|",
-        "| One | 41.3 (40.0 to 42.0) |  |",
+        f"| One | 41.3 (40.0 to 42.0){mark} |  |",
     ]
     assert cell(None) == ""
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from lexiseg.apps.cli import app
 from lexiseg.miniature.claims import CLAIMS
+from lexiseg.miniature.combining import LEXISEG_MINI, TOWERS
 from lexiseg.miniature.questions import QUESTIONS
 from lexiseg.miniature.running import Extent, run
 from lexiseg.miniature.tuning import ENTRANTS
@@ -24,13 +25,19 @@ def test_from_nothing_to_a_report(shared: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "findings.json").exists()
     assert run(data, tmp_path, extent=SMALL)
     findings = json.loads((tmp_path / "findings.json").read_text())
-    assert [entrant["name"] for entrant in findings["entrants"]] == [entrant.name for entrant in ENTRANTS]
-    for told, entrant in zip(findings["entrants"], ENTRANTS, strict=True):
+    everyone = (*ENTRANTS, LEXISEG_MINI)
+    assert [entrant["name"] for entrant in findings["entrants"]] == [entrant.name for entrant in everyone]
+    for told, entrant in zip(findings["entrants"], everyone, strict=True):
         assert set(told["answers"]) == {question.key for question in QUESTIONS if entrant.answers(question)}
         assert {"seen", "unseen", "harmonic"} <= set(told["answers"]["Z2-masks"]["groups"])
     assert len(findings["claims"]) == len(CLAIMS)
+    tried = findings["choice"]["tried"]
+    assert len(tried) >= len(TOWERS) + sum(entrant.variant_of is None for entrant in ENTRANTS)
+    assert max(one["mean"] for one in tried) == next(
+        one["mean"] for one in tried if one["title"] == findings["choice"]["title"]
+    )
     report = (tmp_path / "mini-benchmark.md").read_text()
-    assert all(entrant.title in report for entrant in ENTRANTS)
+    assert all(entrant.title in report for entrant in everyone)
     assert run(data, tmp_path, extent=SMALL)
     assert json.loads((tmp_path / "findings.json").read_text()) == findings
 

@@ -115,7 +115,8 @@ def samples(question: Question, answers: Sequence[Evaluation]) -> dict[str, Samp
 
 
 def tabulate(answers: Answers, entrants: Sequence[Entrant], questions: Sequence[Question]) -> dict[str, Any]:
-    """Everything that the report tells, in percent."""
+    """Everything that the report tells, in percent: each entrant, its difference from the first, the claims, and how
+    much better than each system the last entrant is."""
     drawn = {
         (entrant.name, question.key): samples(question, answers[entrant.name, question.key])
         for entrant in entrants
@@ -139,7 +140,9 @@ def tabulate(answers: Answers, entrants: Sequence[Entrant], questions: Sequence[
                 "answers": {
                     question.key: {
                         "groups": {
-                            group: told(one.finding()) for group, one in drawn[entrant.name, question.key].items()
+                            group: told(one.finding())
+                            | {"less_first": told(one.less(drawn[entrants[0].name, question.key][group]))}
+                            for group, one in drawn[entrant.name, question.key].items()
                         },
                         **measured_beside(answers[entrant.name, question.key]),
                     }
@@ -166,6 +169,17 @@ def tabulate(answers: Answers, entrants: Sequence[Entrant], questions: Sequence[
             for claim in CLAIMS
             if (claim.better, claim.question) in drawn and (claim.worse, claim.question) in drawn
         ],
+        "last_less_others": {
+            entrant.name: {
+                question.key: {
+                    group: told(one.less(drawn[entrant.name, question.key][group]))
+                    for group, one in drawn[entrants[-1].name, question.key].items()
+                }
+                for question in questions
+            }
+            for entrant in entrants[:-1]
+            if entrant.variant_of is None
+        },
     }
 
 

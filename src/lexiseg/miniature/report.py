@@ -34,7 +34,10 @@ def report(findings: Mapping[str, Any]) -> str:
     parts += ["## True masks named (mask accuracy)", "", *table(findings["entrants"], MASK_COLUMNS), ""]
     if variants:
         parts += ["Variants are there for the claims alone.", ""]
-    parts += ["## Claims", "", *claims(findings), "", f"Machine: {findings['machine']}. Versions: "]
+    parts += ["## Claims", "", *claims(findings), ""]
+    if "choice" in findings:
+        parts += ["## One further: the best of all parts", "", *choice(findings["choice"]), "", *further(findings), ""]
+    parts.append(f"Machine: {findings['machine']}. Versions: ")
     parts[-1] += ", ".join(f"{name} {number}" for name, number in findings["versions"].items()) + "."
     return "\n".join(parts) + "\n"
 
@@ -48,11 +51,17 @@ def table(entrants: list[dict[str, Any]], columns: tuple[tuple[str, str, str], .
 
 
 def cell(finding: Mapping[str, Any] | None) -> str:
-    """The mean over seeds, and its interval over photos."""
+    """The mean over seeds, and its interval over photos; an arrow where it counts as better or worse than the first."""
     if finding is None:
         return ""
     low, high = finding["interval"]
-    return f"{finding['value']:.1f} ({low:.1f} to {high:.1f})"
+    return f"{finding['value']:.1f} ({low:.1f} to {high:.1f}){arrow(finding['less_first'])}"
+
+
+def arrow(difference: Mapping[str, Any]) -> str:
+    if not difference["counts"] or difference["value"] == 0:
+        return ""
+    return " ↑" if difference["value"] > 0 else " ↓"
 
 
 def cost(entrants: list[dict[str, Any]]) -> list[str]:
@@ -74,10 +83,38 @@ def claims(findings: Mapping[str, Any]) -> list[str]:
     lines = ["| claim | of | measured as | difference | shows |", "|---|---|---|---|---|"]
     for claim in findings["claims"]:
         difference = claim["difference"]
-        low, high = difference["interval"]
+        low = difference["interval"][0]
         verdict = "no: nothing but chance" if not difference["counts"] else "yes" if low > 0 else "no: the opposite"
         group = "" if claim["group"] == "all" else f", {claim['group']}"
         pair = f"{titles[claim['better']]} less {titles[claim['worse']]}, {claim['question']}{group}"
-        number = f"{difference['value']:+.1f} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"| {claim['text']} | {claim['source']} | {pair} | {number} | {verdict} |")
+        lines.append(f"| {claim['text']} | {claim['source']} | {pair} | {signed(difference)} | {verdict} |")
+    return lines
+
+
+def signed(difference: Mapping[str, Any]) -> str:
+    low, high = difference["interval"]
+    return f"{difference['value']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def choice(chosen: Mapping[str, Any]) -> list[str]:
+    """What was tried for lexiseg-mini on validation photos."""
+    lines = ["| candidate | validation mIoU | of the seeds |", "|---|---|---|"]
+    for one in chosen["tried"]:
+        name = f"**{one['title']}**" if one["title"] == chosen["title"] else one["title"]
+        seeds = ", ".join(f"{number:.1f}" for number in one["of_seeds"])
+        lines.append(f"| {name} | {one['mean']:.1f} | {seeds} |")
+    return lines
+
+
+def further(findings: Mapping[str, Any]) -> list[str]:
+    """How much better it is than each system."""
+    titles = {entrant["name"]: entrant["title"] for entrant in findings["entrants"]}
+    columns = (*(column for column in COLUMNS if column[2] in ("all", "unseen")), *MASK_COLUMNS)
+    headings = [
+        f"{heading} masks" if (heading, key, group) in MASK_COLUMNS else heading for heading, key, group in columns
+    ]
+    lines = [f"| lexiseg-mini less | {' | '.join(headings)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, differences in findings["last_less_others"].items():
+        cells = [f"{signed(differences[key][group])}{arrow(differences[key][group])}" for _, key, group in columns]
+        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
     return lines

@@ -2,8 +2,10 @@
 
 OUT/material    packages without the hidden classes
 OUT/base        words, tower, generator, and the model of both
+OUT/shared      what several trainings need: mined pairs, a transformer
 OUT/tuned       one folder per system and seed: its training
 OUT/systems     one folder per system and seed: the model that is measured, and what was tried for it
+OUT/combined    one folder per candidate and seed for lexiseg-mini; OUT/choice.json has the one that was chosen
 OUT/answers     one folder per question: records and numbers
 OUT/findings.json, OUT/mini-benchmark.md
 """
@@ -11,18 +13,22 @@ OUT/findings.json, OUT/mini-benchmark.md
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from lexiseg.evaluation import Evaluation, Plan, candidate_of, evaluate, evaluate_with_workers
-from lexiseg.evaluation.running import record_folder
-from lexiseg.miniature import base, material
+import torch
+
+from lexiseg.evaluation import Candidate, Evaluation, Plan, candidate_of, evaluate
+from lexiseg.miniature import base, combining, material
 from lexiseg.miniature.findings import tabulate
 from lexiseg.miniature.questions import QUESTIONS, Question
 from lexiseg.miniature.report import report
-from lexiseg.miniature.tuning import ENTRANTS, MODEL, Entrant, Start, assemble
+from lexiseg.miniature.tuning import ENTRANTS, MODEL, Entrant, Start, assemble, mined, shared_transformer
 from lexiseg.segmenter import Segmenter
 from lexiseg.train.lexicon import load_lexicon
 from lexiseg.zoo.model_folder import SETTINGS_FILE
@@ -30,7 +36,7 @@ from lexiseg.zoo.model_folder import SETTINGS_FILE
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is done. The usual extent takes about seven hours on two cores."""
+    """How much is done. The usual extent takes about five hours on two cores."""
 
     tower_steps: int = 4000
     generator_steps: int = 3000
@@ -42,9 +48,12 @@ class Extent:
     photos: int | None = None
     """Of each question; None is all."""
     processes: int = 2
+    """So many work side by side, each with its share of the processor's threads."""
 
 
 USUAL = Extent()
+Work = Callable[[], object]
+"""A part of the benchmark, sent to another process: whether it is complete."""
 
 
 def run(
@@ -52,7 +61,6 @@ def run(
     out: Path,
     *,
     extent: Extent = USUAL,
-    entrants: Sequence[Entrant] = ENTRANTS,
     questions: Sequence[Question] = QUESTIONS,
     deadline: float | None = None,
 ) -> bool:
@@ -72,27 +80,107 @@ def run(
         deadline=deadline,
     ):
         return False
-    systems: dict[str, list[Path]] = {entrant.name: [] for entrant in entrants}
-    for seed in range(extent.seeds):
-        start = Start(hidden, out / "base" / MODEL, out / "shared", seed, extent.tuning_share, deadline)
+    starts = [
+        Start(hidden, out / "base" / MODEL, out / "shared", seed, extent.tuning_share, deadline)
+        for seed in range(extent.seeds)
+    ]
+    competition = _Competition(data, out, extent, tuple(questions), starts)
+    entrants = (*ENTRANTS, combining.LEXISEG_MINI)
+    first = [entrant for entrant in ENTRANTS if entrant.after is None]
+    made_of_others = [entrant for entrant in ENTRANTS if entrant.after is not None]
+    complete = (
+        competition.side_by_side([partial(mined, starts[0]), partial(shared_transformer, starts[0])])
+        and competition.enter(first)
+        and competition.enter(made_of_others)
+        and competition.combine()
+        and competition.enter([combining.LEXISEG_MINI])
+    )
+    if complete:
+        findings = tabulate(competition.answers(entrants), entrants, questions)
+        findings["choice"] = json.loads((out / combining.CHOICE).read_text(encoding="utf-8"))
+        (out / "findings.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
+        (out / "mini-benchmark.md").write_text(report(findings), encoding="utf-8")
+    return complete
+
+
+@dataclass(frozen=True)
+class _Competition:
+    data: Path
+    out: Path
+    extent: Extent
+    questions: tuple[Question, ...]
+    starts: Sequence[Start]
+
+    def side_by_side(self, parts: Sequence[Work]) -> bool:
+        """Runs parts that do not need each other; whether all are complete."""
+        threads = max(1, torch.get_num_threads() // self.extent.processes)
+        fresh = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.extent.processes, fresh, torch.set_num_threads, (threads,)) as pool:
+            complete = [bool(done) for done in pool.map(_run, parts)]
+        return all(complete)
+
+    def enter(self, entrants: Sequence[Entrant]) -> bool:
+        return self.side_by_side(
+            [
+                partial(_take_part, entrant, start, self.data, self.out, self.extent, self.questions)
+                for start in self.starts
+                for entrant in entrants
+                if entrant.trained or start.seed == 0
+            ]
+        )
+
+    def combine(self) -> bool:
+        """The candidates for lexiseg-mini, and the choice among them; see `combining`."""
+        photos, seeds = self.extent.judged_photos, self.extent.seeds
+        towers: list[Work] = [
+            partial(combining.try_tower, tower, start, self.out, photos)
+            for start in self.starts
+            for tower in combining.TOWERS
+        ]
+        if not self.side_by_side(towers):
+            return False
+        best = combining.best_tower(self.out, seeds)
+        # On the base itself an adapter stands already: the entrant mask-adapter.
+        adapters: list[Work] = [
+            partial(combining.try_adapter, best, start, self.out, photos)
+            for start in (self.starts if best != "fcclip" else ())
+        ]
+        complete = self.side_by_side(adapters)
+        if complete:
+            combining.choose(best, ENTRANTS, self.out, seeds)
+        return complete
+
+    def answers(self, entrants: Sequence[Entrant]) -> dict[tuple[str, str], list[Evaluation]]:
+        """Of every entrant to every question, seed by seed; all photos have been looked at before."""
+        found: dict[tuple[str, str], list[Evaluation]] = {}
         for entrant in entrants:
-            if seed > 0 and not entrant.trained:
-                continue
-            folder = None if _late(deadline) else made(entrant, start, out, extent)
-            if folder is None:
-                return False
-            systems[entrant.name].append(folder)
-    answers: dict[tuple[str, str], list[Evaluation]] = {}
+            for start in self.starts if entrant.trained else self.starts[:1]:
+                name = f"{entrant.name}-{start.seed}"
+                candidate = candidate_of(Segmenter.from_pretrained(self.out / "systems" / name / name, "cpu"))
+                for question in self.questions:
+                    if entrant.answers(question):
+                        answer = ask(question, candidate, self.data, self.out, self.extent)
+                        found.setdefault((entrant.name, question.key), []).append(answer)
+        return found
+
+
+def _run(part: Work) -> object:
+    return part()
+
+
+def _take_part(
+    entrant: Entrant, start: Start, data: Path, out: Path, extent: Extent, questions: Sequence[Question]
+) -> bool:
+    """Trains an entrant from one seed, and asks it all questions."""
+    model = None if _late(start.deadline) else made(entrant, start, out, extent)
+    if model is None:
+        return False
+    candidate = candidate_of(Segmenter.from_pretrained(model, "cpu"))
     for question in questions:
-        for entrant in entrants:
-            for folder in systems[entrant.name] if entrant.answers(question) else []:
-                if _late(deadline):
-                    return False
-                answer = ask(question, folder, data, out / "answers" / question.key, extent)
-                answers.setdefault((entrant.name, question.key), []).append(answer)
-    findings = tabulate(answers, entrants, questions)
-    (out / "findings.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
-    (out / "mini-benchmark.md").write_text(report(findings), encoding="utf-8")
+        if _late(start.deadline):
+            return False
+        if entrant.answers(question):
+            ask(question, candidate, data, out, extent)
     return True
 
 
@@ -106,11 +194,12 @@ def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | No
         classifier = tuned / MODEL
         if not (classifier / SETTINGS_FILE).is_file() and not entrant.tune(start, tuned):
             return None
-    return assemble(start, classifier, out / "systems" / name, extent.judged_photos)
+    # Variants name true masks alone, for which the weight does not matter.
+    return assemble(start, classifier, out / "systems" / name, 0 if entrant.variant_of else extent.judged_photos)
 
 
-def ask(question: Question, model: Path, data: Path, out: Path, extent: Extent) -> Evaluation:
-    """The records are made by several processes; the numbers are computed here."""
+def ask(question: Question, candidate: Candidate, data: Path, out: Path, extent: Extent) -> Evaluation:
+    """The records of photos that were looked at before are read."""
     photos = material.open_package(data, question.package)
     plan = Plan.of(
         photos,
@@ -120,11 +209,10 @@ def ask(question: Question, model: Path, data: Path, out: Path, extent: Extent) 
         measures=None if question.given_masks else question.measures,
         given_masks=question.given_masks,
     )
-    if record_folder(out, model.name, photos, plan).count() < len(plan.ids):
-        evaluate_with_workers(model, photos.path, plan, workers=extent.processes, out=out, device="cpu")
-    answer = evaluate(candidate_of(Segmenter.from_pretrained(model, "cpu")), photos, plan, out=out, progress=False)
+    folder = out / "answers" / question.key
+    answer = evaluate(candidate, photos, plan, out=folder, progress=False)
     assert answer is not None  # this is the first process
-    answer.save(out)
+    answer.save(folder)
     return answer
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lexiseg.evaluation import evaluate_model
+from lexiseg.miniature.base import WEIGHT
 from lexiseg.miniature.material import CAPTIONED, TOGETHER, open_package
 from lexiseg.miniature.questions import Question
 from lexiseg.mining.running import Miner, Run, Settings, Source
@@ -31,6 +32,8 @@ from lexiseg.zoo.model_folder import SETTINGS_FILE, save_model_folder
 
 MODEL = "model"
 """The folder in which every training leaves its model."""
+TRIED = "tried.json"
+"""The weights of the verdict that were tried, and the one that is used."""
 CROP_SIDE = 96
 """Of masked crops, pixels: photos are at most 480 long."""
 WEIGHTS = (0.25, 0.5, 0.75)
@@ -93,7 +96,8 @@ def take_transfer_away(start: Start, out: Path) -> bool:
     return True
 
 
-def tune_mask_adapter(start: Start, out: Path) -> bool:
+def tune_mask_adapter(start: Start, out: Path, below: Path | None = None) -> bool:
+    """below: the model the adapter stands on; None is the base."""
     return mask_adapter.train_package(
         start.together,
         out,
@@ -104,7 +108,7 @@ def tune_mask_adapter(start: Start, out: Path) -> bool:
         batch=2,
         crop=256,
         adapter_width=96,
-        **start.common,
+        **start.common | ({} if below is None else {"start": str(below)}),
     )
 
 
@@ -164,11 +168,11 @@ def read_crops(start: Start, out: Path) -> bool:
 
 
 def tune_maft(start: Start, out: Path) -> bool:
-    teacher = start.shared / "transformer"
-    return distil(start, teacher) and maft.train_package(
+    teacher = shared_transformer(start)
+    return teacher is not None and maft.train_package(
         start.together,
         out,
-        start=str(teacher / MODEL),
+        start=str(teacher),
         masks=str(start.base),
         steps=start.steps(300),
         batch=4,
@@ -178,22 +182,26 @@ def tune_maft(start: Start, out: Path) -> bool:
     )
 
 
-def distil(start: Start, out: Path) -> bool:
-    """A small transformer that gives whole pictures the embeddings of the base's tower, and knows nothing of masks."""
-    if (out / MODEL / SETTINGS_FILE).is_file():
-        return True
-    return tiny_vit.train(
-        start.material, out, teacher=str(start.base), steps=start.steps(tiny_vit.STEPS), deadline=start.deadline
-    )
+def shared_transformer(start: Start) -> Path | None:
+    """A small transformer that gives whole pictures the embeddings of the base's tower, and knows nothing of masks.
+
+    Its model folder; None where time has run out before it was complete.
+    """
+    out = start.shared / "transformer"
+    steps = start.steps(tiny_vit.STEPS)
+    if (out / MODEL / SETTINGS_FILE).is_file() or tiny_vit.train(
+        start.material, out, teacher=str(start.base), steps=steps, deadline=start.deadline
+    ):
+        return out / MODEL
+    return None
 
 
 def take_transformer(start: Start, out: Path) -> bool:
     """MAFT before its training."""
-    teacher = start.shared / "transformer"
-    if not distil(start, teacher):
-        return False
-    shutil.copytree(teacher / MODEL, out / MODEL, dirs_exist_ok=True)
-    return True
+    teacher = shared_transformer(start)
+    if teacher is not None:
+        shutil.copytree(teacher, out / MODEL, dirs_exist_ok=True)
+    return teacher is not None
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,8 @@ class Entrant:
     """Variants are asked to name true masks, nothing else."""
     trained: bool = True
     """What was not trained has one seed."""
+    after: str | None = None
+    """The entrant whose model this one is made of."""
 
     def answers(self, question: Question) -> bool:
         return self.variant_of is None or question.given_masks is not None
@@ -223,21 +233,21 @@ ENTRANTS = (
     Entrant("ovseg-frozen", "CLIP on masked crops", read_crops, "ovseg", trained=False),
     Entrant("ovseg-prompts", "OVSeg, prompts alone", partial(tune_ovseg, order="prompts"), "ovseg"),
     Entrant("maft-frozen", "MAFT before training", take_transformer, "maft", trained=False),
-    Entrant("maftplus-plain-text", "MAFT+, words that do not see", take_transfer_away, "maftplus"),
+    Entrant("maftplus-plain-text", "MAFT+, words that do not see", take_transfer_away, "maftplus", after="maftplus"),
     Entrant("maskclip-pp-unaligned", "MaskCLIP++ unaligned", partial(tune_maskclip_pp, alignment="off"), "maskclip-pp"),
 )
-"""In the order of their training: some begin where another one ended."""
+"""The systems and their variants."""
 
 
 def assemble(start: Start, tuned: Path, out: Path, photos: int) -> Path:
     """The base's generator before a tuned classifier: a model folder in `out`, with what was tried in out/tried.json.
 
-    photos: of each judge, for the choice of the weight.
+    photos: of each judge, for the choice of the weight; with 0 nothing is tried. With given masks it does not matter.
     """
-    tried = out / "tried.json"
+    tried = out / TRIED
     if not tried.is_file():
-        means = {weight: validation_miou(start, tuned, weight, photos) for weight in WEIGHTS}
-        chosen = max(WEIGHTS, key=means.__getitem__)
+        means = {weight: validation_miou(start, tuned, weight, photos) for weight in (WEIGHTS if photos else ())}
+        chosen = max(means, key=means.__getitem__, default=WEIGHT)
         pair: dict[str, Any] = {"alpha": chosen, "beta": chosen, "canvas": CANVAS, "outputs": OUTPUTS}
         compose_folder(out / out.name, start.base, tuned, **pair)
         shown = {str(weight): round(100 * mean, 2) for weight, mean in means.items()}
