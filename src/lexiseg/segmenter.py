@@ -6,23 +6,23 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lexiseg import postprocess, tiling
+from lexiseg.asking import Words, check_task, check_things, is_one, least_score, read_numbered
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
 from lexiseg.mask_input import MaskInput, PhotoMasks, read_masks
+from lexiseg.outcomes import Scored, prediction_of, things
 from lexiseg.postprocess import Frame
 from lexiseg.proposals.given_masks import GivenMasks, with_given_masks
 from lexiseg.regions.grown import GrownUntilSeen
-from lexiseg.results import TASKS, Result, Task, make_result
+from lexiseg.results import Result, Task, make_result
 from lexiseg.scoring.fusion import RegionOnly
 from lexiseg.selection import Selector, can_select, for_instances, for_panoptic, for_semantic
 from lexiseg.system import System
@@ -34,12 +34,6 @@ from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
 
 log = logging.getLogger(__name__)
-
-Words = str | Path | Sequence[Any] | Mapping[str, Any] | Vocabulary
-"""Whatever `Vocabulary.parse` reads."""
-
-INSTANCE_MIN_SCORE = 0.25
-"""Models give their hundred best guesses at instances, for measures that rank them; people want the likely ones."""
 
 _REMEMBERED_VOCABULARIES = 8
 
@@ -193,12 +187,12 @@ class Segmenter:
         by score, each on what is left; "semantic" leaves pixels that no mask covers without a class.
         """
         question = self._prepare(words, task, background, min_score, masks is not None)
-        if _is_one(images):
+        if is_one(images):
             photo = read_image(cast(ImageInput | Photo, images), self.limits)
             return self._segment(photo, question, cast(MaskInput | PhotoMasks | None, masks))
         pairs = _paired(cast(Iterable[ImageInput | Photo], images), cast(Iterable[MaskInput] | None, masks))
         return [
-            self._segment(_read_numbered(image, number, self.limits), question, own)
+            self._segment(read_numbered(image, number, self.limits), question, own)
             for number, (image, own) in enumerate(pairs, start=1)
         ]
 
@@ -218,7 +212,7 @@ class Segmenter:
         in the words or the task are raised at once.
         """
         question = self._prepare(words, task, background, min_score, masks is not None)
-        if _is_one(images):
+        if is_one(images):
             images, masks = [cast(ImageInput, images)], None if masks is None else [cast(MaskInput, masks)]
         return self._stream(_paired(images, masks), question)
 
@@ -228,7 +222,7 @@ class Segmenter:
         for number, (image, masks) in enumerate(pairs, start=1):
             outcome: Result | ImageError
             try:
-                photo = _read_numbered(image, number, self.limits)
+                photo = read_numbered(image, number, self.limits)
                 try:
                     outcome = self._segment(photo, question, masks)
                 except (MemoryError, torch.OutOfMemoryError):
@@ -240,21 +234,17 @@ class Segmenter:
     def _prepare(
         self, words: Words, task: str, background: bool, min_score: float | None, masks_given: bool
     ) -> Question:
-        if task not in TASKS:
-            raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
+        check_task(task)
         if self.augmented and (task != "semantic" or masks_given):
             raise ValueError("several looks at a photo are averaged pixel by pixel: only the semantic task has that")
         if self.tiles is not None:
             self._check_tiled(task, masks_given)
         if isinstance(self.model.system.generator, GivenMasks) and not masks_given:
             raise ValueError(f"{self.model.name} draws no masks of its own: give the photos' masks (masks=, --masks)")
-        likely = INSTANCE_MIN_SCORE if task == "instance" and not masks_given else 0.0
-        least = likely if min_score is None else min_score
-        if not 0 <= least <= 1:
-            raise ValueError(f"a smallest score of {least} makes no sense: scores are between 0 and 1")
+        least = least_score(task, min_score, masks_given)
         vocabulary = Vocabulary.parse(words, background=background)
-        if task == "instance" and not masks_given and not any(entry.is_thing for entry in vocabulary.classes):
-            raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
+        if not masks_given:
+            check_things(task, vocabulary)
         return Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
 
     def _check_tiled(self, task: str, masks_given: bool) -> None:
@@ -418,20 +408,8 @@ class Segmenter:
         is_thing = [entry.is_thing for entry in question.vocabulary.classes]
         return tiling.panoptic(photo.size_hw, tiles, segments, is_thing)
 
-    def _outcome(self, scored: _Scored, question: Question, frame: Frame, alone: bool) -> Prediction:
-        masks, class_probs, outputs = scored.mask_logits, scored.class_probs, self.model.outputs
-        is_thing = self._things(question)
-        if question.task == "semantic" and outputs.paint_threshold is not None:
-            return postprocess.painted(masks, class_probs, frame, outputs.paint_threshold, outputs.granularity)
-        if question.task == "semantic":
-            sigmoid_at = outputs.sigmoid_at or ("canvas" if alone else "output")
-            return postprocess.semantic(masks, class_probs, frame, sigmoid_at, outputs.least_cover)
-        sigmoid_at = outputs.sigmoid_at or "output"
-        if question.task == "instance":
-            return postprocess.instances(masks, class_probs, frame, is_thing, outputs.top_instances, sigmoid_at)
-        rule = postprocess.panoptic if scored.told_from_void else postprocess.panoptic_by_score
-        thresholds = (outputs.object_mask_threshold, outputs.overlap_threshold)
-        return rule(masks, class_probs, scored.void_prob, is_thing, frame, *thresholds, sigmoid_at)
+    def _outcome(self, scored: Scored, question: Question, frame: Frame, alone: bool) -> Prediction:
+        return prediction_of(scored, question.vocabulary, question.task, frame, self.model.outputs, alone)
 
     def _named(self, images: Images, given: PhotoMasks, question: Question) -> Prediction:
         """What the given masks show. They are judged on the canvas, and come back on the photo's own grid."""
@@ -445,16 +423,12 @@ class Segmenter:
         if question.task == "instance":
             return postprocess.best_class_each(hard, class_probs, void_prob, frame)
         # Somebody wants each of these masks: one that better ones cover in part keeps the rest, however little.
-        things = self._things(question)
+        is_thing = things(question.vocabulary, self.device)
         return postprocess.panoptic_by_score(
-            hard, class_probs, void_prob, things, frame, overlap_threshold=0.0, part_share=None
+            hard, class_probs, void_prob, is_thing, frame, overlap_threshold=0.0, part_share=None
         )
 
-    def _things(self, question: Question) -> Tensor:
-        """[K] bool."""
-        return torch.tensor([entry.is_thing for entry in question.vocabulary.classes], device=self.device)
-
-    def _scored(self, images: Images, question: Question, frame: Frame) -> _Scored:
+    def _scored(self, images: Images, question: Question, frame: Frame) -> Scored:
         """Of all proposals, or of those that can matter."""
         if not self.skip_decided:
             proposals, scores = self.model.system(images, question.bank)
@@ -467,7 +441,7 @@ class Segmenter:
         else:
             few = for_instances(selector, outputs.top_instances)
         log.info("%d of %d proposals computed", len(few.computed), few.count)
-        return _Scored(few.mask_logits, few.class_probs, few.void_prob, told_from_void=True)
+        return Scored(few.mask_logits, few.class_probs, few.void_prob, told_from_void=True)
 
 
 @dataclass(frozen=True)
@@ -482,24 +456,10 @@ class Question:
     masks_given: bool
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """The proposals of one picture with the verdict on them."""
-
-    mask_logits: Tensor
-    """[n, h, w]."""
-    class_probs: Tensor
-    """[n, K]."""
-    void_prob: Tensor
-    """[n]."""
-    told_from_void: bool
-    """The generator knows void: its masks compete for the pixels. Others may well lie over each other."""
-
-
-def _scored_row(proposals: Proposals, scores: Scores, row: int) -> _Scored:
+def _scored_row(proposals: Proposals, scores: Scores, row: int) -> Scored:
     """Of one picture of a batch."""
     told = proposals.class_logits is not None
-    return _Scored(proposals.mask_logits[row], scores.class_probs[row], scores.void_prob[row], told)
+    return Scored(proposals.mask_logits[row], scores.class_probs[row], scores.void_prob[row], told)
 
 
 def _frame(images: Images) -> Frame:
@@ -552,21 +512,3 @@ def pick_device(device: str | torch.device) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("the device mps is not here: use cpu or auto")
     return chosen
-
-
-def _is_one(images: object) -> bool:
-    """Whether it is one picture rather than many. What is neither is left to `read_image` to refuse."""
-    if isinstance(images, np.ndarray | Tensor):
-        return images.ndim != 4
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Photo):
-        return True
-    return hasattr(images, "read") or not isinstance(images, Iterable)
-
-
-def _read_numbered(image: ImageInput | Photo, number: int, limits: ImageLimits) -> Photo:
-    """Pictures without a name of their own are called by their place."""
-    if isinstance(image, Image.Image):
-        named = bool(getattr(image, "filename", None))
-    else:
-        named = isinstance(image, str | os.PathLike | Photo) or hasattr(image, "read")
-    return read_image(image, limits, None if named else f"image {number}")

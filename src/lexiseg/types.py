@@ -106,7 +106,7 @@ class TextBank:
 
     @property
     def num_classes(self) -> int:
-        return len(self.seen)
+        return self.seen.shape[0]  # not its len: that would be a constant of a traced graph
 
     def to(self, device: str | torch.device) -> TextBank:
         """The same on another device."""

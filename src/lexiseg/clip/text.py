@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -125,21 +125,35 @@ class TextEncoder(nn.Module):
         """tokens [N, L], L up to the context length -> [N, D] at the end tokens, not normalised."""
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.transformer(x)
-        end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # the end token has the highest number
-        return self.ln_final(end) @ self.text_projection
+        end = tokens.argmax(dim=-1)  # the end token has the highest number
+        x = x[torch.arange(x.shape[0], device=x.device), end]
+        return self.ln_final(x) @ self.text_projection
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 128) -> Tensor:
         """N prompts -> float32 [N, D], not normalised. Each distinct prompt is encoded once."""
-        number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-        device = self.text_projection.device
-        rows = torch.empty(len(number), self.text_projection.shape[1], device=device)
-        tokens = self.tokenize(list(number)).to(device) if number else torch.zeros(0, 1, dtype=torch.int64)
-        lengths = tokens.argmax(dim=-1) + 1 if number else torch.zeros(0, dtype=torch.int64)
-        for chosen in lengths.argsort(stable=True).split(batch_size):
-            if len(chosen):
-                rows[chosen] = self(tokens[chosen, : int(lengths[chosen].max())]).float()
-        return rows[[number[prompt] for prompt in prompts]]
+        device, width = self.text_projection.device, self.text_projection.shape[1]
+        return encode_prompts(
+            prompts, lambda tokens: self(tokens.to(device)).float(), width, self.context_length, batch_size
+        )
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    forward: Callable[[Tensor], Tensor],
+    embed_dim: int,
+    context_length: int = 77,
+    batch_size: int = 128,
+) -> Tensor:
+    """N prompts -> [N, D] by `forward`, tokens [M, L] -> [M, D]: each distinct prompt once, with its like in length."""
+    number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    if not number:
+        return torch.empty(0, embed_dim)
+    tokens = tokenize(list(number), context_length)
+    lengths = tokens.argmax(dim=-1) + 1
+    order = lengths.argsort(stable=True)
+    rows = [forward(tokens[chosen, : int(lengths[chosen].max())]) for chosen in order.split(batch_size)]
+    return torch.cat(rows)[order.argsort()[[number[prompt] for prompt in prompts]]]
 
 
 def tokenize(prompts: Sequence[str], context_length: int = 77) -> Tensor:

@@ -23,23 +23,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    field_validator,
-    model_validator,
-    validate_call,
-)
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, validate_call
 from torch import Tensor, nn
 
 from lexiseg.clip.text import TextEncoder
 from lexiseg.images import Canvas
+from lexiseg.settings import MAX_SETTINGS_BYTES, CanvasSettings, OutputSettings, Section, in_one_line
 from lexiseg.system import System
 from lexiseg.text_bank import encode_vocabulary, text_bank
-from lexiseg.types import SigmoidAt, TextBank
+from lexiseg.types import TextBank
 from lexiseg.vocabulary import MAX_PHRASES, Vocabulary, template_set
 from lexiseg.weights.files import MAX_BYTES, CheckpointError, read_safetensors, replacing, save_safetensors, sha256_of
 from lexiseg.weights.rules import ConversionError, Rule, convert, shapes_of
@@ -59,7 +51,6 @@ QUERY_FILE = "query.safetensors"
 PLAIN_NAME = r"\w[\w.-]*\.safetensors"
 BESIDE_NAME = rf"(\.\./\w[\w.-]*/)?{PLAIN_NAME}"
 
-MAX_SETTINGS_BYTES = 4 * 2**20
 MAX_NUMBER = 1_000_000
 """No layer of any model here is this wide, and no vocabulary of a tokenizer this large."""
 MAX_LAYERS = 1000
@@ -99,47 +90,6 @@ BUILDERS: dict[str, Builder] = {
 """Every builder a folder may name."""
 
 
-class Section(BaseModel):
-    """Part of the settings: no unknown fields, no numbers given as strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class CanvasSettings(Section):
-    """How photos are brought to size; see `images.Canvas`."""
-
-    short_edge: Annotated[int, Field(ge=32, le=16384)] = 800
-    long_edge: Annotated[int, Field(ge=32, le=65536)] = 1333
-    multiple: Annotated[int, Field(ge=1, le=1024)] = 32
-    second_short_edge: Annotated[int, Field(ge=32, le=16384)] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> CanvasSettings:
-        if self.long_edge < self.short_edge:
-            raise ValueError("long_edge is below short_edge")
-        return self
-
-
-class OutputSettings(Section):
-    """How masks and scores become results; see `postprocess`."""
-
-    object_mask_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Score a mask needs to take part in a panoptic result."""
-    overlap_threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of itself a mask must keep in a panoptic result."""
-    top_instances: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Most instances of one picture."""
-    least_cover: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Mask probability a pixel needs from some mask to have a class in a semantic result."""
-    sigmoid_at: SigmoidAt | None = None
-    """Where mask logits become probabilities; None is the usual place of each kind of result."""
-    paint_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Semantic results are painted: by hard masks, on where their probability is above this, the best ones of every
-    word. None is the vote of all masks."""
-    granularity: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of painted results: below one, masks that score more than this share of a word's best paint too."""
-
-
 class FileFacts(Section):
     """What a weights file of the folder must be."""
 
@@ -160,19 +110,19 @@ class Settings(Section):
 
     format: Literal[1]
     builder: str
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
     templates: str | list[str]
     mix_templates: bool = True
     """Whether the scorer reads the mean of the templates of a phrase, or each for itself."""
     query: QuerySettings | None = None
     canvas: CanvasSettings = CanvasSettings()
     outputs: OutputSettings = OutputSettings()
-    training_phrases: Annotated[list[str], Field(max_length=MAX_PHRASES)] = []
-    own_classes: Annotated[list[str], Field(max_length=MAX_PHRASES)] = []
+    training_phrases: Annotated[list[str], Field(default_factory=list, max_length=MAX_PHRASES)]
+    own_classes: Annotated[list[str], Field(default_factory=list, max_length=MAX_PHRASES)]
     """Of a generator trained on a fixed list: its classes in the comma format."""
     text: str = TEXT_FILE
-    files: dict[str, FileFacts] = {}
-    card: dict[str, JsonValue] = {}
+    files: dict[str, FileFacts] = Field(default_factory=dict)
+    card: dict[str, JsonValue] = Field(default_factory=dict)
 
     @field_validator("builder")
     @classmethod
@@ -535,12 +485,3 @@ def _fingerprint(settings: Settings, locate: Locate, argument: str, file: str) -
     maker = BUILDERS[settings.builder].text_encoder.__qualname__  # several kinds of model may share a tower
     key = json.dumps([weights, maker, settings.arguments.get(argument)], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def in_one_line(error: ValidationError, root: str = "") -> str:
-    parts = []
-    for problem in error.errors()[:5]:
-        field = ".".join(str(place) for place in (root, *problem["loc"]) if place != "")
-        said = problem["msg"].removeprefix("Value error, ")
-        parts.append(f"{field}: {said}" if field else said)
-    return "; ".join(parts)

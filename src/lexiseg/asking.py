@@ -1,0 +1,59 @@
+"""How a model is asked, whatever runs it: one picture or many, and what may be asked about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from lexiseg.images import ImageInput, ImageLimits, Photo, read_image
+from lexiseg.results import TASKS
+from lexiseg.vocabulary import Vocabulary
+
+Words = str | Path | Sequence[Any] | Mapping[str, Any] | Vocabulary
+"""Whatever `Vocabulary.parse` reads."""
+
+INSTANCE_MIN_SCORE = 0.25
+"""Models give their hundred best guesses at instances, for measures that rank them; people want the likely ones."""
+
+
+def check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
+
+
+def least_score(task: str, min_score: float | None, masks_given: bool = False) -> float:
+    """The score a segment needs; min_score: as the caller said, None for what is usual."""
+    likely = INSTANCE_MIN_SCORE if task == "instance" and not masks_given else 0.0
+    least = likely if min_score is None else min_score
+    if not 0 <= least <= 1:
+        raise ValueError(f"a smallest score of {least} makes no sense: scores are between 0 and 1")
+    return least
+
+
+def check_things(task: str, vocabulary: Vocabulary) -> None:
+    if task == "instance" and not any(entry.is_thing for entry in vocabulary.classes):
+        raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
+
+
+def is_one(images: object) -> bool:
+    """Whether it is one picture rather than many. What is neither is left to `read_image` to refuse."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim != 4
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Photo):
+        return True
+    return hasattr(images, "read") or not isinstance(images, Iterable)
+
+
+def read_numbered(image: ImageInput | Photo, number: int, limits: ImageLimits) -> Photo:
+    """Pictures without a name of their own are called by their place."""
+    if isinstance(image, Image.Image):
+        named = bool(getattr(image, "filename", None))
+    else:
+        named = isinstance(image, str | os.PathLike | Photo) or hasattr(image, "read")
+    return read_image(image, limits, None if named else f"image {number}")
