@@ -33,7 +33,7 @@ from sklearn.datasets import load_sample_image
 
 from lexiseg import Segmenter
 from lexiseg.apps.server.refusals import REASONS
-from lexiseg.mask_input import decode_rle
+from lexiseg.formats.run_lengths import decode_rle
 from lexiseg.results import TASKS, Result, Task
 from tests.apps.server_process import ServerProcess, server
 

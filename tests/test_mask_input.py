@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from lexiseg import mask_input
+from lexiseg.formats.run_lengths import decode_rle
 from lexiseg.images import ImageError, ImageLimits, Photo
-from lexiseg.mask_input import PhotoMasks, decode_rle, find_masks, read_masks
+from lexiseg.mask_input import PhotoMasks, find_masks, read_masks
 
 HEIGHT, WIDTH = 12, 17
 PHOTO = Photo(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "photos/a.jpg")

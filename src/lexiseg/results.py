@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,10 +14,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as rle_tools
 from scipy import ndimage
 
 from lexiseg.drawing import OPACITY, Patch, class_colors, overlay, shade
+from lexiseg.formats.coco import to_coco
+from lexiseg.formats.label_studio import Tags, to_label_studio
+from lexiseg.formats.pictures import label_picture, palette_picture
+from lexiseg.formats.records import PhotoRecord, SegmentRecord
+from lexiseg.formats.run_lengths import encode_rle
 from lexiseg.types import InstanceMasks, PanopticMap, Prediction, Segment, SemanticMap, Size
 from lexiseg.vocabulary import Color, Vocabulary
 
@@ -83,8 +87,7 @@ class NamedSegment:
     @property
     def rle(self) -> dict[str, Any]:
         """COCO's compressed run-length encoding, ready for JSON: {"size": [H, W], "counts": text}."""
-        encoded = rle_tools.encode(np.asfortranarray(self.mask.astype(np.uint8)))
-        return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+        return encode_rle(self.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +164,36 @@ class Result:
         Pixels of a semantic result without a class have the highest number there is, 255 or 65535.
         """
         highest = max(len(self.vocabulary) if self.task == "semantic" else 0, int(self.label_map.max(initial=0)))
-        if highest > 65535:
-            raise ValueError(f"{self.photo}: {highest} labels do not fit into a 16-bit picture; use label_map itself")
-        return Image.fromarray(self.label_map.astype(np.uint8 if highest <= 255 else np.uint16))
+        return label_picture(self.photo, self.label_map, highest)
+
+    def palette_png(self) -> Image.Image:
+        """The numbers of `labels_png` as a picture with a palette: it shows the colours of the overlay.
+
+        Raises ValueError where there are more than 255 of them. Programs that turn palettes into colours by themselves,
+        OpenCV among them, need the grey one.
+        """
+        semantic = self.task == "semantic"
+        colors = class_colors(self.vocabulary) if semantic else self.colors
+        return palette_picture(self.photo, self.label_map, colors, first=0 if semantic else 1)
 
     # ------------------------------------------------------------------------------------------- forms of other tools
+
+    def record(self) -> PhotoRecord:
+        """What all forms of other tools are made of."""
+        height, width = self.size_hw
+        segments = tuple(
+            SegmentRecord(
+                segment.id,
+                segment.label,
+                segment.label_index,
+                segment.score,
+                segment.area,
+                segment.box_xyxy,
+                segment.rle["counts"],
+            )
+            for segment in self.segments
+        )
+        return PhotoRecord(self.photo, height, width, self.task, self.model, segments)
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes as JSON."""
@@ -202,27 +230,15 @@ class Result:
 
         Category ids are class index + 1: COCO's tools take 0 for "none". Ready for JSON and for pycocotools.
         """
-        height, width = self.size_hw
-        annotations = []
-        for number, segment in enumerate(self.segments):
-            left, top, right, bottom = segment.box_xyxy
-            annotations.append(
-                {
-                    "id": first_annotation_id + number,
-                    "image_id": image_id,
-                    "category_id": segment.label_index + 1,
-                    "segmentation": segment.rle,
-                    "area": segment.area,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "iscrowd": 0,
-                    "score": segment.score,
-                }
-            )
-        return {
-            "images": [{"id": image_id, "file_name": Path(self.photo).name, "height": height, "width": width}],
-            "categories": coco_categories(self.vocabulary),
-            "annotations": annotations,
-        }
+        record = replace(self.record(), photo=Path(self.photo).name)
+        return to_coco(record, self.vocabulary, image_id, first_annotation_id)
+
+    def to_label_studio(self, tags: Tags | None = None, address: str | None = None) -> dict[str, Any]:
+        """A task of Label Studio with its prediction, ready for JSON; see `formats.label_studio`.
+
+        tags: the names in the labelling config. address: of the picture, as Label Studio is to ask for it.
+        """
+        return to_label_studio(self.record(), tags or Tags(), address=address)
 
     def to_panoptic_png(self) -> tuple[Image.Image, list[dict[str, Any]]]:
         """COCO's panoptic form: an RGB picture with id = R + 256 G + 65536 B (0 for none), and its segments_info.
@@ -289,15 +305,6 @@ class Result:
         self.labels_png().save(paths["labels"])
         paths["json"].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths
-
-
-def coco_categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """COCO's categories: ids are class index + 1, as in `Result.to_coco`."""
-    colors = class_colors(vocabulary)
-    return [
-        {"id": index + 1, "name": entry.name, "isthing": int(entry.is_thing), "color": list(colors[index])}
-        for index, entry in enumerate(vocabulary.classes)
-    ]
 
 
 def make_result(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from lexiseg import Segmenter
+from lexiseg.formats.run_lengths import decode_rle
 from lexiseg.images import Canvas
-from lexiseg.mask_input import decode_rle
 from lexiseg.zoo.fcclip import fcclip, text_encoder
 from lexiseg.zoo.model_folder import save_model_folder
 from tests.zoo.conftest import GENERATOR, TOWERS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lexiseg.bulk import Format, Outcome, run_batch
+from lexiseg.bulk import Outcome, run_batch
 from lexiseg.bulk.folder import BatchFolder
 from lexiseg.segmenter import Segmenter
 from tests.colour_model import COLOURS, colour_model
@@ -28,11 +28,11 @@ def write_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def batch(photos: Path | str, out: Path, format: Format = "coco", **choices: object) -> Outcome:
+def batch(photos: Path | str, out: Path, format: str = "coco", **choices: object) -> Outcome:
     return run_batch(Segmenter(colour_model(), "cpu"), photos, WORDS, out, format=format, **choices)  # type: ignore[arg-type]
 
 
-def slow_batch(photos: Path, out: Path, format: Format, seconds: float) -> None:
+def slow_batch(photos: Path, out: Path, format: str, seconds: float) -> None:
     """With time to be killed in: before a record is written, and between its files."""
     write, record = BatchFolder.write, BatchFolder._record
 
@@ -49,4 +49,4 @@ def slow_batch(photos: Path, out: Path, format: Format, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    slow_batch(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))  # type: ignore[arg-type]
+    slow_batch(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

@@ -67,13 +67,6 @@ class TaskName(StrEnum):
     instance = "instance"
 
 
-class FormatName(StrEnum):
-    """How a batch is written."""
-
-    coco = "coco"
-    png = "png"
-
-
 class GivenMasksName(StrEnum):
     """Which true masks are given."""
 
@@ -85,6 +78,8 @@ def main() -> None:
     """The entry point."""
     app()
 
+
+_FORMATS = "coco, png, palette, parquet or labelstudio: see docs/formats.md."
 
 Model = Annotated[str, typer.Option(help="A name from `lexiseg models`, a model folder, or organisation/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -201,7 +196,7 @@ def batch(
     out: Annotated[Path, typer.Option(help="Folder for the results; the same command goes on where it stopped.")],
     task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
     model: Model = DEFAULT_MODEL,
-    format: Annotated[FormatName, typer.Option(help="One COCO file, or a label map per photo.")] = FormatName.coco,
+    format: Annotated[str, typer.Option(help=_FORMATS)] = "coco",
     background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
@@ -696,6 +691,11 @@ def mine_data(
         f"{out}" + (f"; look at {sheet} before you train: lexiseg train ovseg --pairs {out} --out RUN" if sheet else "")
     )
     for photo, problem in found.failures.items():
+        _say(f"lexiseg: {photo}: {problem}")
+    if found.failures:
+        raise typer.Exit(1)
+
+
 @vocab_app.callback()
 def vocab() -> None:
     """Words: what a model will make of them."""
@@ -745,11 +745,6 @@ def check_vocabulary(
         counted = f"{len(vocabulary)} classes, {warnings} {'warning' if warnings == 1 else 'warnings'}"
         print(f"{counted} (alike from {limits.close:.2f}, the same from {limits.same:.2f})")
     if strict and warnings:
-        raise typer.Exit(1)
-
-
-        _say(f"lexiseg: {photo}: {problem}")
-    if found.failures:
         raise typer.Exit(1)
 
 
@@ -915,6 +910,11 @@ def _with_progress(stream: Iterable[Any], total: int, console: Console, what: st
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(stream, total=total)
+
+
 def _show_remarks(remarks: Sequence[Remark], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -931,11 +931,6 @@ def _show_remarks(remarks: Sequence[Remark], console: Console) -> None:
         cosine = "" if remark.similarity is None else f"{remark.similarity:.2f}"
         table.add_row("warning" if remark.is_warning else "note", escape(shown), cosine, escape(remark.says))
     console.print(table)
-
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield from progress.track(stream, total=total)
 
 
 class _Tally:

@@ -1,10 +1,10 @@
 """The folder of a batch: what is finished, and by which settings.
 
     batch.json            the settings; written first
-    records/<photo>.json  what a photo shows: COCO's image and annotations, or the segments of its label map
-    labels/<photo>.png    its label map, in the format png
+    records/<photo>.json  what a photo shows: a `formats.records.PhotoRecord`
+    labels/<photo>.png    its label map, in the formats that have one
     failures.jsonl        the photos that could not be segmented
-    coco.json             all records in one, in the format coco; written last
+    coco.json or another  all records in one, in the formats that have it; written last
 
 A record is there whole or not at all, and comes after its label map: where it is, a photo is finished.
 """
@@ -14,12 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lexiseg.bulk.inputs import BatchError, Input
+from lexiseg.formats.records import PhotoRecord
+from lexiseg.formats.table import FORMATS
 from lexiseg.results import Result
 from lexiseg.weights.files import differing_settings, replacing
 
@@ -28,10 +31,7 @@ try:
 except ModuleNotFoundError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-Format = Literal["coco", "png"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-SETTINGS, FAILURES, MERGED = "batch.json", "failures.jsonl", "coco.json"
+SETTINGS, FAILURES = "batch.json", "failures.jsonl"
 RECORDS, LABELS = "records", "labels"
 
 _LONGEST_NAME = 180
@@ -41,9 +41,10 @@ _LONGEST_NAME = 180
 class BatchFolder:
     """Where one batch is kept, for one process at a time: with BatchFolder(...) as folder."""
 
-    def __init__(self, path: Path, kind: Format, settings: Mapping[str, Any]) -> None:
-        self.path, self.kind = path, kind
-        self.settings = {**settings, "format": kind}
+    def __init__(self, path: Path, format: str, settings: Mapping[str, Any]) -> None:
+        """format: a name in `formats.table.FORMATS`."""
+        self.path, self.format = path, FORMATS[format]
+        self.settings = {**settings, "format": format}
 
     def __enter__(self) -> BatchFolder:
         """Begins or goes on. Raises BatchError where something else is kept, or somebody else is at work."""
@@ -54,40 +55,51 @@ class BatchFolder:
         except BaseException:
             os.close(self._lock)
             raise
-        for left in self.path.rglob(".*.part"):  # of a run that was killed while it wrote
-            left.unlink()
+        self.sweep()
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._lock)
 
+    def sweep(self) -> None:
+        """Removes what killed processes have left half written."""
+        for left in list(self.path.rglob(".*.part")):
+            if left.is_dir():
+                shutil.rmtree(left)
+            left.unlink(missing_ok=True)
+
+    def check_shared(self) -> None:
+        """In a process that works for the one that holds the folder: it must see the same one, and mean the same."""
+        if not (self.path / SETTINGS).is_file():
+            raise BatchError(f"{self.path}: not there for a worker; the folder must be one that all machines share")
+        different = differing_settings(self.path / SETTINGS, self.settings)
+        if different:
+            raise BatchError(
+                f"{self.path}: a worker would make other results ({', '.join(different)}); all machines need the same "
+                "Lexiseg and the same model"
+            )
+
     def is_finished(self, photo: Input) -> bool:
         """Whether there are results of this photo, as its file is now."""
         try:
-            record = self.read(photo.name)
+            record = self._read(photo.name)
         except (OSError, ValueError):  # none, or cut short by a loss of power
             return False
         told = record.get("photo") == photo.name and record.get("file") == _listed(photo.stamp)
-        return told and (self.kind == "coco" or self._labels(photo.name).is_file())
+        return told and (self.format.picture is None or self._labels(photo.name).is_file())
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The record of a photo."""
-        record: dict[str, Any] = json.loads(self._record(name).read_bytes())
-        return record
+    def record(self, name: str) -> PhotoRecord:
+        """What a finished photo shows."""
+        return PhotoRecord.from_json(self._read(name))
 
     def write(self, photo: Input, result: Result) -> None:
         """The results of a photo: all of them, or nothing that counts."""
-        record: dict[str, Any] = {"photo": photo.name, "file": _listed(photo.stamp)}
-        if self.kind == "coco":
-            found = result.to_coco()
-            record |= {"image": found["images"][0] | {"file_name": photo.name}, "annotations": found["annotations"]}
-        else:
-            found = result.to_dict()
-            record |= {key: found[key] for key in ("height", "width", "segments")}
+        record = {"file": _listed(photo.stamp), **result.record().to_json(), "photo": photo.name}
+        if self.format.picture is not None:
             labels = self._labels(photo.name)
             labels.parent.mkdir(parents=True, exist_ok=True)
             with replacing(labels) as temporary:
-                result.labels_png().save(temporary, format="PNG")
+                self.format.picture(result).save(temporary, format="PNG")
         path = self._record(photo.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -95,16 +107,28 @@ class BatchFolder:
 
     @contextmanager
     def failures(self) -> Iterator[Callable[[str, str], None]]:
-        """What writes down a photo and what is wrong with it, at once; the list of an earlier call is forgotten."""
-        with (self.path / FAILURES).open("w", encoding="utf-8", newline="\n") as file:
+        """What writes down a photo and what is wrong with it, at once; the list of an earlier call is forgotten.
+
+        In the end the list is in the order of the names.
+        """
+        path, lines = self.path / FAILURES, {}
+        with path.open("w", encoding="utf-8", newline="\n") as file:
 
             def add(name: str, problem: str) -> None:
-                file.write(json.dumps({"photo": name, "error": problem}) + "\n")
+                lines[name] = json.dumps({"photo": name, "error": problem}) + "\n"
+                file.write(lines[name])
                 file.flush()
                 self._record(name).unlink(missing_ok=True)  # of an earlier file of this name
                 self._labels(name).unlink(missing_ok=True)
 
             yield add
+        if list(lines) != sorted(lines):
+            with replacing(path) as temporary:
+                temporary.write_text("".join(lines[name] for name in sorted(lines)), encoding="utf-8", newline="\n")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self._record(name).read_bytes())
+        return record
 
     def _record(self, name: str) -> Path:
         return self.path / RECORDS / _kept_as(name, ".json")

@@ -1,49 +1,44 @@
-"""One COCO data set of all records of a batch."""
+"""One file or folder of all records of a batch, in the formats that have it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
-from lexiseg.bulk.folder import MERGED, BatchFolder
-from lexiseg.results import coco_categories
+from lexiseg.bulk.folder import BatchFolder
+from lexiseg.formats.records import PhotoRecord
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.weights.files import replacing
+from lexiseg.weights.files import replacing, replacing_folder
 
 
-def merge(folder: BatchFolder, names: Sequence[str], vocabulary: Vocabulary) -> Path:
-    """Writes coco.json: images numbered in the order of `names`, annotations in that of their images.
-
-    One record is held at a time: each is read twice, for COCO puts all images before all annotations.
-    """
-    path = folder.path / MERGED
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write('{"images": [')
-        _write_lines(file, _images(folder, names))
-        file.write('],\n"categories": [')
-        _write_lines(file, coco_categories(vocabulary))
-        file.write('],\n"annotations": [')
-        _write_lines(file, _annotations(folder, names))
-        file.write("]}\n")
+def merge(folder: BatchFolder, names: Sequence[str], vocabulary: Vocabulary) -> Path | None:
+    """Writes what the format makes of all photos, in the order of `names`; None where it makes nothing of them."""
+    merged = folder.format.merged
+    if merged is None:
+        return None
+    path = folder.path / merged.name
+    with replacing_folder(path) if merged.is_folder else replacing(path) as temporary:
+        merged.write(temporary, _Records(folder, names), vocabulary)
     return path
 
 
-def _images(folder: BatchFolder, names: Sequence[str]) -> Iterator[object]:
-    for number, name in enumerate(names, start=1):
-        yield folder.read(name)["image"] | {"id": number}
+def forget_merged(folder: BatchFolder) -> None:
+    """Removes what an earlier call has merged."""
+    merged = folder.format.merged
+    if merged is None:
+        return
+    path = folder.path / merged.name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
-def _annotations(folder: BatchFolder, names: Sequence[str]) -> Iterator[object]:
-    count = 0
-    for number, name in enumerate(names, start=1):
-        for annotation in folder.read(name)["annotations"]:
-            count += 1
-            yield annotation | {"id": count, "image_id": number}
+class _Records:
+    """The records of the photos, read anew at every pass: one is held at a time."""
 
+    def __init__(self, folder: BatchFolder, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
 
-def _write_lines(file: TextIO, entries: Iterable[object]) -> None:
-    """The entries of a JSON array, each on a line of its own."""
-    for number, entry in enumerate(entries):
-        file.write((",\n" if number else "\n") + json.dumps(entry))
+    def __iter__(self) -> Iterator[PhotoRecord]:
+        return map(self.folder.record, self.names)

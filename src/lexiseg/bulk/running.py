@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-import lexiseg
-from lexiseg.bulk.folder import FORMATS, MERGED, BatchFolder, Format
+from lexiseg.bulk.folder import BatchFolder
 from lexiseg.bulk.inputs import BatchError, Input, inputs_of
-from lexiseg.bulk.merging import merge
-from lexiseg.evaluation import candidate_of
-from lexiseg.images import ImageError, Photo
+from lexiseg.bulk.merging import forget_merged, merge
+from lexiseg.bulk.segmenting import Failure, segment_photos
+from lexiseg.bulk.settings import settings_of
+from lexiseg.bulk.sharing import Workers, share_photos
+from lexiseg.formats.table import find_format
 from lexiseg.results import Task
-from lexiseg.segmenter import Question, Segmenter, Words
+from lexiseg.segmenter import Segmenter, Words
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.zoo.model_folder import Model
 
-_AHEAD = 2
-"""Photos that are read while another one is segmented; each takes memory."""
+_ALIKE = 10
+"""So many photos in a row that the model fails on in the same unexpected way: it is not the photos."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Outcome:
     failures: dict[str, str]
     """Photo -> what is wrong with it; the same call tries them again."""
     merged: Path | None
-    """The COCO file, in that format."""
+    """The file or folder made of all of them, in the formats that have one."""
 
 
 def run_batch(
@@ -51,117 +48,67 @@ def run_batch(
     out: str | os.PathLike[str],
     *,
     task: Task = "semantic",
-    format: Format = "coco",
+    format: str = "coco",
     background: bool = False,
     min_score: float | None = None,
     progress: bool | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Segments all photos into `out`; the same call goes on where an earlier one was stopped, by whatever.
 
-    photos: see `inputs.inputs_of`. words, task, background, min_score: as for a call of the segmenter. progress: a bar
-    with the rate and the time left; None where somebody is looking. A bad photo is written down and the rest goes on.
+    photos: see `inputs.inputs_of`. words, task, background, min_score: as for a call of the segmenter. format: a name
+    in `formats.table.FORMATS`. progress: a bar with the rate and the time left; None where somebody is looking.
+    workers: who computes, by Ray Data, in the place of `segmenter`, which then only says what is to be computed; runs
+    with and without may follow one another. A bad photo is written down and the rest goes on.
     Raises BatchError, and what the segmenter raises about words and task; OSError where `out` cannot be written.
     """
-    if format not in FORMATS:
-        raise BatchError(f"no format is called {format!r}: choose one of {', '.join(FORMATS)}")
+    _check(format)
     out = Path(out)
     vocabulary = Vocabulary.parse(words, background=background)
     with inputs_of(photos, segmenter.limits, out) as inputs:
+        _check(format, inputs)
         question = segmenter.prepare(vocabulary, task, min_score=min_score)  # mistakes are told before a folder is made
-        with BatchFolder(out, format, _settings(segmenter, question)) as folder:
-            missing = {photo.name: photo for photo in inputs if not folder.is_finished(photo)}
+        with BatchFolder(out, format, settings_of(segmenter, question)) as folder:
+            missing = [photo for photo in inputs if not folder.is_finished(photo)]
             if missing:  # else it would be older than what it is made of
-                (out / MERGED).unlink(missing_ok=True)
+                forget_merged(folder)
             finished, hidden = len(inputs) - len(missing), None if progress is None else not progress
             with tqdm(total=len(inputs), initial=finished, desc="segmenting", unit="photo", disable=hidden) as bar:
-                failures = _segment(segmenter, question, missing, folder, bar)
+                if workers is None or not missing:
+                    outcomes = segment_photos(segmenter, question, missing, folder)
+                else:
+                    outcomes = share_photos(workers, question, missing, folder)
+                with closing(outcomes):
+                    failures = _collect(outcomes, folder, bar)
+            folder.sweep()
             done = [photo.name for photo in inputs if photo.name not in failures]
-            merged = merge(folder, done, vocabulary) if format == "coco" else None
+            merged = merge(folder, done, vocabulary)
     return Outcome(out, len(inputs), len(missing) - len(failures), failures, merged)
 
 
-def _segment(
-    segmenter: Segmenter, question: Question, photos: Mapping[str, Input], folder: BatchFolder, bar: tqdm[Any]
-) -> dict[str, str]:
-    """Writes the results of the photos; what failed, with its reason."""
-    failures: dict[str, str] = {}
-    with folder.failures() as list_failure, closing(_read_ahead(photos.values())) as readings:
-
-        def failed(name: str, problem: str) -> None:
-            failures[name] = problem
-            list_failure(name, problem)
-            bar.update()
-
-        def good() -> Iterator[Photo]:
-            for photo, reading in readings:
-                if isinstance(reading, ImageError):
-                    failed(photo.name, reading.problem)
-                else:
-                    yield reading
-
-        stream = segmenter.stream(good(), question.vocabulary, question.task, min_score=question.least)
-        for photo, result in stream:
-            assert isinstance(photo, Photo)  # that is what `good` gives
-            if isinstance(result, ImageError):
-                failed(photo.name, result.problem)
-            else:
-                folder.write(photos[photo.name], result)
-                bar.update()
-    return failures
-
-
-def _read_ahead(photos: Iterable[Input]) -> Generator[tuple[Input, Photo | ImageError]]:
-    """The photos in their order, read by a thread of its own while the caller is at work on earlier ones."""
-    with ThreadPoolExecutor(1, "lexiseg-reader") as reader:
-        waiting: deque[tuple[Input, Future[Photo | ImageError]]] = deque()
-        try:
-            for photo in photos:
-                waiting.append((photo, reader.submit(_read, photo)))
-                if len(waiting) > _AHEAD:
-                    first, reading = waiting.popleft()
-                    yield first, reading.result()
-            while waiting:
-                first, reading = waiting.popleft()
-                yield first, reading.result()
-        finally:
-            for _, reading in waiting:
-                reading.cancel()
-
-
-def _read(photo: Input) -> Photo | ImageError:
+def _check(format: str, inputs: Sequence[Input] = ()) -> None:
+    """Before anything is begun."""
     try:
-        return photo.read()
-    except ImageError as error:
-        return error
-    except MemoryError:
-        return ImageError(photo.name, "does not fit into memory; make it smaller")
+        find_format(format, (photo.name for photo in inputs))
+    except ValueError as error:
+        raise BatchError(str(error)) from None
 
 
-def _settings(segmenter: Segmenter, question: Question) -> dict[str, Any]:
-    """All that decides about a result, beside the photo."""
-    model, vocabulary = segmenter.model, question.vocabulary
-    return {
-        "words": [[list(entry.phrases), entry.is_thing, entry.color] for entry in vocabulary.classes],
-        "background": vocabulary.background,
-        "task": question.task,
-        "min_score": question.least,
-        "model": model.name,
-        "weights": candidate_of(segmenter).fingerprint,
-        "rules of the model": hashlib.sha256(_rules(model).encode()).hexdigest(),
-        "skip_decided": segmenter.skip_decided,
-        "tiles": segmenter.tiles and asdict(segmenter.tiles),
-        "version of lexiseg": lexiseg.__version__,
-    }
-
-
-def _rules(model: Model) -> str:
-    """What the weights do not tell: sizes, thresholds, the weight of one score against another."""
-    query = model.query and (model.query.fingerprint, model.query.templates)
-    parts = [
-        (name, key, value)
-        for name, part in model.system.named_modules()
-        for key, value in sorted(vars(part).items())
-        if isinstance(value, int | float | str)
-    ]
-    words = (model.templates, model.mix_templates, model.training_phrases, model.own_classes, query)
-    return repr((model.canvas, model.outputs, words, parts))
+def _collect(outcomes: Iterable[tuple[Input, Failure | None]], folder: BatchFolder, bar: tqdm[Any]) -> dict[str, str]:
+    """What failed, with its reason. Raises BatchError where nothing but the same failure comes any more."""
+    failures: dict[str, str] = {}
+    alike, kind = 0, None
+    with folder.failures() as list_failure:
+        for photo, failure in outcomes:
+            bar.update()
+            alike = alike + 1 if failure and failure.unexpected and failure.unexpected == kind else 1
+            kind = failure and failure.unexpected
+            if failure:
+                failures[photo.name] = failure.problem
+                list_failure(photo.name, failure.problem)
+                if kind and alike == _ALIKE:
+                    raise BatchError(
+                        f"{folder.path}: {alike} photos in a row, the last {photo.name}: {failure.problem}; what is "
+                        "finished is kept, and the same call goes on from there"
+                    )
+    return failures

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,30 @@ class replacing:
         # mkstemp makes the file private; a model folder is as readable as any other file.
         self.temporary.chmod(0o666 & ~umask)
         os.replace(self.temporary, self.path)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    A folder cannot be replaced at once: killed at the last moment, there is none at `path`, and never half of one.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if path.is_dir():
+            old = temporary.with_name(f".{path.name}.old.part")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def differing_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
