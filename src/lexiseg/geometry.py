@@ -34,6 +34,13 @@ def fit_short_edge(size_hw: Size, short_edge: int, long_edge: int) -> Size:
     return (int(new_h + 0.5), int(new_w + 0.5))
 
 
+def fit_within(size_hw: Size, limit_hw: Size) -> Size:
+    """The size itself where it fits into the limit, else the largest of its shape that does."""
+    scale = min(1.0, limit_hw[0] / size_hw[0], limit_hw[1] / size_hw[1])
+    height, width = (max(1, min(int(scale * side + 0.5), limit)) for side, limit in zip(size_hw, limit_hw, strict=True))
+    return (height, width)
+
+
 def round_up(size_hw: Size, multiple: int) -> Size:
     """The smallest size not below `size_hw` whose sides are multiples of `multiple`."""
     height, width = size_hw
@@ -120,9 +127,16 @@ class TowerView:
     size: float
     multiple: int
     """Sides of the padded view are multiples of it."""
+    within: Size | None = None
+    """Every view is padded to this size, and smaller than the rule says where it would not fit: for networks that were
+    made for one size."""
 
     def size_of(self, picture_hw: Size) -> Size:
         """The size of a picture in the view, before padding."""
+        size_hw = self._by_rule(picture_hw)
+        return size_hw if self.within is None else fit_within(size_hw, self.within)
+
+    def _by_rule(self, picture_hw: Size) -> Size:
         height, width = picture_hw
         if self.rule == "square":
             return (int(self.size), int(self.size))
@@ -178,6 +192,8 @@ class TowerView:
         return rows, columns
 
     def _canvas(self, sizes_hw: Sequence[Size]) -> Size:
+        if self.within is not None:
+            return self.within
         return round_up((max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)), self.multiple)
 
     def _resized(self, picture: Tensor, size_hw: Size) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from lexiseg.geometry import TowerView, fit_short_edge, round_up
+from lexiseg.geometry import TowerView, fit_short_edge, fit_within, round_up
 from lexiseg.types import Images, Size
 
 ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
@@ -110,11 +110,28 @@ class Canvas:
     """Where this is given, the resized photo is resized once more, to this short edge whatever the long one, and
     without antialiasing; towers with a size of their own take their view from what it was before. MaskCLIP++ was scored
     so."""
+    within: Size | None = None
+    """The canvas always has this size, and a photo is smaller than the edges say where it would not fit: for networks
+    that were made for one size."""
 
     def fit(self, size_hw: Size) -> Size:
-        """The size a photo has on the canvas: the short edge at `short_edge`, the long edge at most `long_edge`."""
+        """The size a photo is resized to: the short edge at `short_edge`, the long edge at most `long_edge`."""
         height, width = fit_short_edge(size_hw, self.short_edge, self.long_edge)
-        return (max(height, 1), max(width, 1))  # a hair-thin picture would round to nothing
+        fitted = (max(height, 1), max(width, 1))  # a hair-thin picture would round to nothing
+        if self.within is None or self.second_short_edge is not None:
+            return fitted
+        return fit_within(fitted, self.within)
+
+    def picture_hw(self, size_hw: Size) -> Size:
+        """The size a photo has on the canvas in the end."""
+        second = self._second_view
+        return self.fit(size_hw) if second is None else second.size_of(self.fit(size_hw))
+
+    @property
+    def _second_view(self) -> TowerView | None:
+        if self.second_short_edge is None:
+            return None
+        return TowerView("short", self.second_short_edge, self.multiple, self.within)
 
     def resize(self, photo: Photo) -> np.ndarray:
         """uint8 [h, w, 3], of the size that `fit` tells.
@@ -131,11 +148,13 @@ class Canvas:
 
     def place(self, pictures: Sequence[np.ndarray], original_hw: Sequence[Size]) -> Images:
         """Resized pictures, uint8 [h, w, 3], in one batch. original_hw: of the photos they were made of."""
+        second = self._second_view
+        if second is None:
+            return place(pictures, original_hw, self.multiple, self.within)
         images = place(pictures, original_hw, self.multiple)
-        if self.second_short_edge is None:
-            return images
-        view = TowerView("short", self.second_short_edge, self.multiple)(images)
-        return images if view.sizes_hw == images.sizes_hw else replace(view, unscaled=images)
+        view = second(images)
+        same = view.sizes_hw == images.sizes_hw and view.canvas_hw == images.canvas_hw
+        return images if same else replace(view, unscaled=images)
 
 
 def resized(rgb: np.ndarray, size_hw: Size) -> np.ndarray:
@@ -163,10 +182,12 @@ def looks(canvas: Canvas, photo: Photo) -> Iterator[tuple[Images, bool]]:
             yield again.place([rgb[:, ::-1] if mirrored else rgb], [photo.size_hw]), mirrored
 
 
-def place(pictures: Sequence[np.ndarray], original_hw: Sequence[Size], multiple: int = 32) -> Images:
-    """uint8 pictures [h, w, 3] at their own sizes on one canvas, its sides rounded up to `multiple`."""
+def place(
+    pictures: Sequence[np.ndarray], original_hw: Sequence[Size], multiple: int = 32, canvas_hw: Size | None = None
+) -> Images:
+    """uint8 pictures [h, w, 3] at their own sizes on one canvas, its sides rounded up to `multiple` unless given."""
     sizes = tuple((picture.shape[0], picture.shape[1]) for picture in pictures)
-    height, width = round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), multiple)
+    height, width = canvas_hw or round_up((max(h for h, _ in sizes), max(w for _, w in sizes)), multiple)
     pixels = torch.zeros(len(pictures), 3, height, width)
     for row, picture, (h, w) in zip(pixels, pictures, sizes, strict=True):
         row[:, :h, :w] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)

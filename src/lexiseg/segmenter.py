@@ -7,7 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -389,24 +389,30 @@ class Segmenter:
     def _found_in_tiles(self, photo: Photo, question: Question, tiles: Tiling) -> Prediction:
         """What the tiles of a photo show, put together."""
 
-        def images(rows: Span, columns: Span) -> Images:
-            part = Photo(photo.rgb[slice(*rows), slice(*columns)], photo.name)
-            return self.model.canvas([part]).to(self.device)
+        sigmoid_at = self.model.outputs.sigmoid_at
 
-        def view(rows: Span, columns: Span) -> postprocess.SemanticView:
-            seen = images(rows, columns)
-            frame = _frame(seen)
-            scored = self._scored(seen, question, frame)
+        def seen(rows: Span, columns: Span) -> tuple[_Scored, Frame]:
+            part = Photo(photo.rgb[slice(*rows), slice(*columns)], photo.name)
+            images = self.model.canvas([part]).to(self.device)
+            frame = _frame(images)
+            return self._scored(images, question, frame), frame
+
+        def scores(rows: Span, columns: Span) -> postprocess.SemanticView:
+            scored, frame = seen(rows, columns)
             return postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame)
 
-        def segments(rows: Span, columns: Span) -> PanopticMap:
-            return cast(PanopticMap, self._found(images(rows, columns), question))
+        def segments(rows: Span, columns: Span) -> tiling.PanopticView:
+            scored, frame = seen(rows, columns)
+            view = postprocess.SemanticView(scored.mask_logits, scored.class_probs, frame)
+            # On the canvas: a large tile has more pixels than any use.
+            found = self._outcome(scored, question, replace(frame, output_hw=frame.picture_hw), alone=True)
+            threshold = self.model.outputs.object_mask_threshold
+            return tiling.PanopticView(tiling.with_void(view, scored.void_prob, threshold), cast(PanopticMap, found))
 
         if question.task == "semantic":
-            whole = view((0, photo.size_hw[0]), (0, photo.size_hw[1])) if tiles.context else None
-            return tiling.semantic(photo.size_hw, tiles, view, self.model.outputs.sigmoid_at or "canvas", whole)
+            return tiling.semantic(photo.size_hw, tiles, scores, sigmoid_at or "canvas")
         is_thing = [entry.is_thing for entry in question.vocabulary.classes]
-        return tiling.panoptic(photo.size_hw, tiles, segments, is_thing)
+        return tiling.panoptic(photo.size_hw, tiles, segments, is_thing, sigmoid_at or "output")
 
     def _outcome(self, scored: Scored, question: Question, frame: Frame, alone: bool) -> Prediction:
         return prediction_of(scored, question.vocabulary, question.task, frame, self.model.outputs, alone)

@@ -15,12 +15,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lexiseg.bulk.inputs import BatchError, Input
+from lexiseg.bulk.remote import Stamp
 from lexiseg.formats.records import PhotoRecord
 from lexiseg.formats.table import FORMATS
 from lexiseg.results import Result
@@ -185,5 +186,5 @@ def _short(part: str, ending: str) -> str:
     return f"{start}-{hashlib.sha256(encoded).hexdigest()[:16]}{ending}"
 
 
-def _listed(stamp: Sequence[int] | None) -> list[int] | None:
+def _listed(stamp: Stamp | None) -> list[int | str] | None:
     return None if stamp is None else list(stamp)

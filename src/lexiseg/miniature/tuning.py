@@ -74,7 +74,7 @@ Tuning = Callable[[Start, Path], bool]
 
 def tune_maftplus(start: Start, out: Path) -> bool:
     return maftplus.train_package(
-        start.together, out, steps=start.steps(400), batch=2, short_edge=256, long_edge=384, points=2048, **start.common
+        start.together, out, steps=start.steps(240), batch=2, short_edge=256, long_edge=384, points=2048, **start.common
     )
 
 
@@ -101,13 +101,13 @@ def tune_mask_adapter(start: Start, out: Path, below: Path | None = None) -> boo
     return mask_adapter.train_package(
         start.together,
         out,
-        warmup_steps=start.steps(400),
+        warmup_steps=start.steps(240),
         warmup_batch=4,
         warmup_crop=192,
-        steps=start.steps(120),
+        steps=start.steps(60),
         batch=2,
         crop=256,
-        adapter_width=96,
+        adapter_width=48,
         **start.common | ({} if below is None else {"start": str(below)}),
     )
 
@@ -116,7 +116,7 @@ def tune_maskclip_pp(start: Start, out: Path, alignment: str = "on") -> bool:
     report = maskclip_pp.train_masks(
         start.together,
         out,
-        steps=start.steps(300),
+        steps=start.steps(160),
         batch=4,
         crop=224,
         smallest_scale=0.6,
@@ -133,7 +133,7 @@ def tune_ovseg(start: Start, out: Path, order: str = "full-prompts") -> bool:
         pairs,
         out,
         order=order,
-        epochs=2 * start.share,
+        epochs=start.share,
         prompt_epochs=start.share,
         batch=32,
         learning_rate=1e-4,
@@ -174,7 +174,7 @@ def tune_maft(start: Start, out: Path) -> bool:
         out,
         start=str(teacher),
         masks=str(start.base),
-        steps=start.steps(300),
+        steps=start.steps(200),
         batch=4,
         crop=192,
         seed=start.seed,

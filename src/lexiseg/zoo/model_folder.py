@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -353,7 +353,7 @@ def save_model_folder(
             mix_templates=mix_templates,
             query=None if query is None else query.settings,
             own_classes=list(own_classes),
-            canvas=CanvasSettings(**asdict(canvas)),
+            canvas=canvas_settings(canvas),
             outputs=outputs or OutputSettings(),
             training_phrases=list(training_phrases),
             text=text if isinstance(text, str) else TEXT_FILE,
@@ -383,6 +383,11 @@ def save_model_folder(
         content = settings.model_copy(update={"files": files}).model_dump(mode="json")
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
+
+
+def canvas_settings(canvas: Canvas) -> CanvasSettings:
+    """As files have them: how large photos become, not what a canvas is held to on the way."""
+    return CanvasSettings(**{name: getattr(canvas, name) for name in CanvasSettings.model_fields})
 
 
 def _state_of(module: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
