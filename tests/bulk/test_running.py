@@ -205,11 +205,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_reading_goes_on_while_the_model_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the first photo is segmented, the next ones are read already, and no more than these."""
-    from lexiseg.bulk import running
+    from lexiseg.bulk import segmenting
 
     photos, read, ahead = write_photos(tmp_path / "photos", 8), [], []
-    whole, segment = running._read, Segmenter._segment
-    monkeypatch.setattr(running, "_read", lambda photo: (read.append(photo.name), whole(photo))[1])
+    whole, segment = segmenting._read, Segmenter._segment
+    monkeypatch.setattr(segmenting, "_read", lambda photo: (read.append(photo.name), whole(photo))[1])
 
     def slowly(self: Segmenter, *arguments: object) -> object:
         time.sleep(0.05)
