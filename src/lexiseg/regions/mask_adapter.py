@@ -106,6 +106,9 @@ class MaskAdapter(nn.Module):
         at_once = max(1, HIDDEN_FLOATS // (self.cnext1.pwconv1.out_features * h * w))
         found = []
         for image, own in zip(self.fuse(dense), masks, strict=True):
+            if torch.compiler.is_exporting():  # a traced graph has no way but the plain one
+                found.append(self.activate(self.fused(image, own)))
+                continue
             distinct, row = own.unique(dim=0, return_inverse=True)  # [U, 4 h, 4 w], [Q]
             if torch.is_grad_enabled():
                 maps = self.activate(self.fused(image, distinct))
