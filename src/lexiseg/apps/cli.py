@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lexiseg.evaluation import Evaluation
+    from lexiseg.exported import ExportedSegmenter
     from lexiseg.results import Result
     from lexiseg.segmenter import Segmenter
     from lexiseg.tiling import Tiling
@@ -67,6 +68,20 @@ class TaskName(StrEnum):
     instance = "instance"
 
 
+class ExportFormatName(StrEnum):
+    """What a model is exported as."""
+
+    onnx = "onnx"
+
+
+class PrecisionName(StrEnum):
+    """How the weights of an exported model are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class GivenMasksName(StrEnum):
     """Which true masks are given."""
 
@@ -79,7 +94,7 @@ def main() -> None:
     app()
 
 
-_FORMATS = "coco, png, palette, parquet or labelstudio: see docs/formats.md."
+_FORMATS = "coco, coco-panoptic, png, palette, parquet, labelstudio, cvat or yolo: see docs/formats.md."
 
 Model = Annotated[str, typer.Option(help="A name from `lexiseg models`, a model folder, or organisation/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -89,11 +104,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 def segment(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")],
     classes: Annotated[
-        str,
-        typer.Option(help="Words: 'sky, road | street, car' (| between synonyms), or a .txt, .yaml or .json file."),
-    ],
+        str | None,
+        typer.Option(
+            help="Words: 'sky, road | street, car' (| between synonyms), or a .txt, .yaml or .json file. Not needed "
+            "if --model is a FILE.onnx that has words of its own."
+        ),
+    ] = None,
     task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
-    model: Model = DEFAULT_MODEL,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `lexiseg models`, a model folder, organisation/name, or a FILE.onnx of `lexiseg export`."
+        ),
+    ] = DEFAULT_MODEL,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -135,7 +158,9 @@ def segment(
     For each photo it writes <stem>.overlay.png, <stem>.labels.png and <stem>.json into the --out folder; photos of the
     same name get -2, -3 and so on. Exit status 1 says that some photos failed, 2 that the call was wrong.
     """
-    vocabulary = _vocabulary(classes, background)
+    vocabulary = None if classes is None else _vocabulary(classes, background)
+    if vocabulary is None and not _is_exported(model):
+        _wrong("--classes is missing: say what to look for, such as 'sky, road | street, car'")
     tiles = _tiling(tile, overlap, context)
     from lexiseg.images import ImageError, ImageLimits
 
@@ -147,9 +172,17 @@ def segment(
     except OSError as error:
         _wrong(f"--out {out}: cannot be made ({error.strerror})")
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
-    segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided, tiles=tiles)
+    stream: Iterable[tuple[Any, Any]]
     try:
-        stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
+        if _is_exported(model):
+            wanted = {"--masks": masks, "--augment": augment, "--skip-decided": skip_decided, "--tile": tile}
+            exported = _exported(model, device, limits, refused=[option for option, value in wanted.items() if value])
+            anything = background and vocabulary is None  # else it is among the words already
+            stream = exported.stream(paths, vocabulary, task.value, background=anything, min_score=min_score)
+        else:
+            segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided, tiles=tiles)
+            assert vocabulary is not None  # for the reader of types
+            stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
         _wrong(str(error))
 
@@ -288,6 +321,80 @@ def compose(
     given = proposals == "given"
     drawn, masks = ("masks that come with the photos", " --masks FILE") if given else (f"masks by {proposals}", "")
     print(f"{folder}: {drawn}, named by {regions}. Use it: lexiseg segment PHOTO{masks} --model {folder}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The file, NAME.onnx.")],
+    model: Model = DEFAULT_MODEL,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Words that become part of the file, as for `segment`. Without them each question brings its own, "
+            "and NAME.text.onnx comes along."
+        ),
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
+    format: Annotated[ExportFormatName, typer.Option(help="The kind of file.")] = ExportFormatName.onnx,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HxW",
+            help="For photos on a canvas of this size alone: height x width, such as 512x768. May be repeated, for a "
+            "file each. Default: any size.",
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the weights; docs/export.md says what each costs.")
+    ] = PrecisionName.float32,
+    check: Annotated[
+        Path | None, typer.Option(help="Folder of photos to check the file on. Default: two of scikit-learn's.")
+    ] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the pixels that must have the class that PyTorch gives them. Default: 0.999; in float16 "
+            "and int8 it is told only.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as an ONNX file, for onnxruntime; `lexiseg segment --model NAME.onnx` runs it.
+
+    The file is compared with PyTorch on photos before it is left behind.
+    """
+    vocabulary = None if classes is None else _vocabulary(classes, background)
+    if background and vocabulary is None:
+        _wrong("--background belongs to words: give them as --classes, or ask for it in every question")
+    sizes = [_size(text) for text in size or []]
+    try:
+        from lexiseg.export import export_model
+        from lexiseg.export.checking import as_percent, photos_to_check
+    except ModuleNotFoundError as error:
+        _wrong(f"export needs {error.name}: pip install 'lexiseg[export]'")
+    loaded = _segmenter(model, "cpu", None).model
+    try:
+        done = export_model(
+            loaded,
+            out,
+            vocabulary=vocabulary,
+            sizes=sizes,
+            precision=precision.value,
+            photos=photos_to_check(check),
+            least_agreement=agreement,
+        )
+    except (ValueError, OSError) as error:
+        _wrong(str(error))
+    for file, found in zip(done.files, done.checks, strict=True):
+        print(
+            f"{file}: {file.stat().st_size / 2**20:.1f} MiB, {precision.value}; of {found.photos} photos "
+            f"{as_percent(found.same_labels)} of the pixels have the class that PyTorch gives them, "
+            f"{as_percent(found.same_segments)} in the panoptic result"
+        )
+    for file in done.text_files:
+        print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB, encodes words; keep it beside the other")
+    print(f"Use it: lexiseg segment PHOTO --model {out}" + ("" if vocabulary else " --classes WORDS"))
 
 
 @app.command()
@@ -761,6 +868,14 @@ def _setting(text: str) -> tuple[str, bool | int | float]:
         _wrong(f"--setting {text}: write NAME=NUMBER, NAME=true or NAME=false")
 
 
+def _size(text: str) -> tuple[int, int]:
+    """ "512x768" -> (512, 768)."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        _wrong(f"--size {text}: write height x width, such as 512x768")
+    return int(height), int(width)
+
+
 def _vocabulary(classes: str, background: bool, option: str = "--classes") -> Vocabulary:
     from lexiseg.vocabulary import Vocabulary, VocabularyError
 
@@ -886,10 +1001,26 @@ def _tiling(tile: int | None, overlap: int | None, context: float | None = None)
         _wrong(f"--tile, --overlap: {error}")
 
 
+def _is_exported(model: str) -> bool:
+    return model.lower().endswith(".onnx")
+
+
+def _exported(model: str, device: str, limits: Any, refused: Sequence[str]) -> ExportedSegmenter:
+    if refused:
+        _wrong(f"{', '.join(refused)}: not with an exported model, which looks once at a whole photo; name the model")
+    try:
+        from lexiseg.exported import ExportedSegmenter
+    except ModuleNotFoundError as error:
+        _wrong(f"--model {model} needs {error.name}: pip install 'lexiseg[export]'")
+    return ExportedSegmenter.load(model, device, limits)
+
+
 def _segmenter(model: str, device: str, limits: Any, **options: Any) -> Segmenter:
     from lexiseg.segmenter import Segmenter
     from lexiseg.zoo.catalogue import ZOO, Embedded
 
+    if _is_exported(model):
+        _wrong(f"--model {model}: an exported model answers `lexiseg segment` alone; give the model it was made of")
     try:
         segmenter = Segmenter.from_pretrained(model, device, limits, **options)
     except (ValueError, OSError, RuntimeError) as error:
