@@ -171,12 +171,9 @@ def test_panoptic_png(make: object) -> None:
     json.dumps(info)
 
 
-def test_panoptic_png_with_many_ids() -> None:
+def test_label_pictures_end_at_sixteen_bits() -> None:
     ids = torch.arange(1, 90_001, dtype=torch.int32).view(300, 300)
-    few = tuple(segment(1, 0.5, 1) for _ in range(90_000))
-    result = make_result(PanopticMap(ids, few[:1]), WORDS, photo(300, 300), "a")
-    picture, _ = result.to_panoptic_png()
-    assert picture.getpixel((299, 299)) == (90_000 % 256, 90_000 // 256 % 256, 90_000 // 65536)
+    result = make_result(PanopticMap(ids, (segment(1, 0.5, 1),)), WORDS, photo(300, 300), "a")
     with pytest.raises(ValueError, match="16-bit"):
         result.labels_png()
 

@@ -6,27 +6,35 @@ checked before anything large is made of a file.
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lexiseg.formats.run_lengths import decode_rle
+from lexiseg.formats.annotations import AnnotatedSet, FormatError, Shape, is_inside, read_json_file
+from lexiseg.formats.coco import read_shape
+from lexiseg.formats.coco_panoptic import read_segment_ids
+from lexiseg.formats.cvat import read_cvat
+from lexiseg.formats.label_studio import is_label_studio, read_label_studio
 from lexiseg.images import ImageError, ImageLimits, Photo, check_file, read_label_map
 from lexiseg.types import Size
 
 MaskInput = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 """The masks of one photo, of its size: bool [Q, H, W] or a list of bool [H, W]; a label map, whole numbers [H, W] where
-0 is no mask; or a file: a label map as .png, either as .npy or .npz, COCO's run lengths as .json."""
+0 is no mask; or a file: a label map as .png, either as .npy or .npz, as .json COCO's instances, its panoptic form, bare
+run lengths or an export of Label Studio, as .xml or .zip an export of CVAT."""
 
-SUFFIXES = (".png", ".npy", ".npz", ".json")
+SUFFIXES = (".png", ".npy", ".npz", ".json", ".xml", ".zip")
 """What `find_masks` looks for, in this order."""
+
+OF_MANY_PHOTOS = (".json", ".xml", ".zip")
+"""Files that may hold the masks of many photos, and find each by its name."""
 
 MAX_MASKS = 5000
 MAX_MASK_BYTES = 4 * 2**30
@@ -116,10 +124,13 @@ def _from_file(path: Path, photo: Photo, limits: ImageLimits) -> PhotoMasks:
             return _from_array(name, np.load(path, mmap_mode="r", allow_pickle=False))
         if suffix == ".npz":
             return _from_array(name, _only_array(path))
-        if suffix == ".json":
-            return _from_json(path, photo)
+        if suffix in OF_MANY_PHOTOS:
+            status = path.stat()
+            return _from_content(path, _content(path, status.st_size, status.st_mtime_ns), photo)
     except ImageError:
         raise
+    except FormatError as error:
+        raise ImageError(name, str(error).removeprefix(f"{path}: ")) from None
     except Exception as error:  # damaged files fail anywhere in their readers, with any type
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ImageError(name, f"is damaged, or not what its name says ({reason})") from None
@@ -173,9 +184,20 @@ def _from_label_map(name: str, labels: np.ndarray) -> PhotoMasks:
     return PhotoMasks(masks, tuple(int(value) for value in ids))
 
 
-def _from_json(path: Path, photo: Photo) -> PhotoMasks:
-    """A COCO data set, its annotations, or bare run lengths; of several photos, those of this one by its file name."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+@lru_cache(maxsize=1)  # a file of many photos is read once for all of them
+def _content(path: Path, size: int, changed: int) -> Any:
+    """The tree of a JSON file, or what a tool's export holds. size, changed: of the file, as it is now."""
+    if path.suffix.lower() != ".json":
+        return read_cvat(path)
+    document = read_json_file(path)
+    return read_label_studio(path, document) if is_label_studio(document) else document
+
+
+def _from_content(path: Path, content: Any, photo: Photo) -> PhotoMasks:
+    """Of a file about several photos, the masks of this one by its file name."""
+    if isinstance(content, AnnotatedSet):
+        masks = content.of(photo.name).masks
+        return _drawn(path, [(mask.where.removeprefix(f"{path}: "), mask.shape) for mask in masks], photo)
     entries = content
     if isinstance(content, dict) and "annotations" in content:
         entries = _annotations(path, content, photo)
@@ -183,30 +205,33 @@ def _from_json(path: Path, photo: Photo) -> PhotoMasks:
         entries = [content]
     if not isinstance(entries, list) or not entries:
         raise ImageError(str(path), "holds no mask; give COCO annotations, or a list of run lengths (RLE)")
-    found, ids = [], []
+    if isinstance(entries[0], dict) and "segments_info" in entries[0]:
+        return _panoptic(path, entries, photo)
+    shapes = []
     for number, entry in enumerate(entries, start=1):
-        rle = entry.get("segmentation", entry) if isinstance(entry, dict) else entry
-        if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
-            kind = "a polygon" if isinstance(rle, list) else "no mask"
-            raise ImageError(
-                str(path), f"entry {number} is {kind}; needed are run lengths (RLE): {{'size': [H, W], 'counts': ...}}"
-            )
-        size_hw = _rle_size(path, number, rle["size"])
-        if size_hw != photo.size_hw:  # before anything of that size is made
-            raise ImageError(
-                str(path),
-                f"entry {number} has {size_hw[1]} x {size_hw[0]} pixels, the upright photo {photo.size_hw[1]} x "
-                f"{photo.size_hw[0]}",
-            )
-        if number == 1:
-            _check_count(str(path), len(entries), size_hw)
         try:
-            found.append(decode_rle(rle["counts"], size_hw))
+            shapes.append((f"entry {number}", read_shape(entry)))
         except ValueError as error:
             raise ImageError(str(path), f"entry {number}: {error}") from None
-        ids.append(entry.get("id"))
-    named = all(isinstance(id, int) and not isinstance(id, bool) for id in ids) and len(set(ids)) == len(ids)
-    return PhotoMasks(np.stack(found), tuple(ids) if named else tuple(range(1, len(ids) + 1)))
+    named = tuple(
+        dict.fromkeys(entry["id"] for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int)
+    )
+    found = _drawn(path, shapes, photo)
+    return replace(found, ids=named) if len(named) == len(entries) else found
+
+
+def _drawn(path: Path, shapes: Sequence[tuple[str, Shape]], photo: Photo) -> PhotoMasks:
+    """shapes: with their names for messages."""
+    if not shapes:
+        raise ImageError(str(path), "holds no mask for this photo; annotate it, or leave the photo out")
+    _check_count(str(path), len(shapes), photo.size_hw)
+    found = np.empty((len(shapes), *photo.size_hw), bool)
+    for mask, (where, shape) in zip(found, shapes, strict=True):
+        try:
+            mask[:] = shape.draw(photo.size_hw)
+        except ValueError as error:
+            raise ImageError(str(path), f"{where}: {error}") from None
+    return PhotoMasks(found, tuple(range(1, len(found) + 1)))
 
 
 def _annotations(path: Path, content: dict[str, Any], photo: Photo) -> list[Any]:
@@ -220,14 +245,19 @@ def _annotations(path: Path, content: dict[str, Any], photo: Photo) -> list[Any]
     return [entry for entry in content["annotations"] if entry.get("image_id") == ids[0]]
 
 
-def _rle_size(path: Path, number: int, size: object) -> Size:
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size)
-    ):
-        raise ImageError(str(path), f"entry {number}: its size is {str(size)[:50]}; it must be [height, width]")
-    return size[0], size[1]
+def _panoptic(path: Path, entries: Sequence[dict[str, Any]], photo: Photo) -> PhotoMasks:
+    """COCO's panoptic form: ids in a PNG, in the folder beside the file that is called like it."""
+    if len(entries) != 1 or not is_inside(entries[0].get("file_name")):
+        raise ImageError(
+            str(path), "needs one annotation for this photo, with a file_name below the folder of the PNGs"
+        )
+    try:
+        ids = read_segment_ids(path.with_suffix("") / entries[0]["file_name"])
+    except ValueError as error:
+        raise ImageError(str(path), str(error)) from None
+    told = entries[0]["segments_info"]
+    listed = [one["id"] for one in told if isinstance(one, dict) and type(one.get("id")) is int]
+    return _from_label_map(str(path), np.where(np.isin(ids, listed), ids, 0))
 
 
 def _check_count(name: str, count: int, size_hw: Size) -> None:

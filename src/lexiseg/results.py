@@ -9,21 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy import ndimage
 
 from lexiseg.drawing import OPACITY, Patch, class_colors, overlay, shade
 from lexiseg.formats.coco import to_coco
+from lexiseg.formats.coco_panoptic import to_panoptic
+from lexiseg.formats.cvat import to_cvat
+from lexiseg.formats.fiftyone import to_fiftyone
 from lexiseg.formats.label_studio import Tags, to_label_studio
 from lexiseg.formats.pictures import label_picture, palette_picture
 from lexiseg.formats.records import PhotoRecord, SegmentRecord
 from lexiseg.formats.run_lengths import encode_rle
+from lexiseg.formats.supervision import to_supervision
+from lexiseg.formats.transformers import to_transformers
+from lexiseg.formats.yolo import to_yolo
 from lexiseg.types import InstanceMasks, PanopticMap, Prediction, Segment, SemanticMap, Size
 from lexiseg.vocabulary import Color, Vocabulary
+
+if TYPE_CHECKING:
+    import fiftyone
+    import supervision
 
 Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -189,6 +198,7 @@ class Result:
                 segment.score,
                 segment.area,
                 segment.box_xyxy,
+                segment.is_thing,
                 segment.rle["counts"],
             )
             for segment in self.segments
@@ -241,51 +251,28 @@ class Result:
         return to_label_studio(self.record(), tags or Tags(), address=address)
 
     def to_panoptic_png(self) -> tuple[Image.Image, list[dict[str, Any]]]:
-        """COCO's panoptic form: an RGB picture with id = R + 256 G + 65536 B (0 for none), and its segments_info.
+        """COCO's panoptic form: the picture of ids and its segments_info; see `formats.coco_panoptic`."""
+        return to_panoptic(self.record())
 
-        Ids are `label_map`'s, in semantic results class index + 1; categories are class index + 1, as in `to_coco`.
-        Of overlapping instances only what lies on top is in the picture, and its areas are counted there.
-        """
-        shift = 1 if self.task == "semantic" else 0
-        ids = self.label_map.astype(np.int32) + shift
-        picture = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
-        boxes = ndimage.find_objects(ids)
-        areas = np.bincount(ids.ravel())
-        info = []
-        for segment in self.segments:
-            value = segment.id + shift
-            box = boxes[value - 1] if value <= len(boxes) else None
-            if box is None:  # hidden under better instances
-                continue
-            left, top, right, bottom = _xyxy(box)
-            info.append(
-                {
-                    "id": value,
-                    "category_id": segment.label_index + 1,
-                    "isthing": int(segment.is_thing),
-                    "iscrowd": 0,
-                    "area": int(areas[value]),
-                    "bbox": [left, top, right - left, bottom - top],
-                    "score": segment.score,
-                }
-            )
-        return Image.fromarray(picture), info
+    def to_yolo(self) -> str:
+        """The text file of YOLO's form for segmentation; see `formats.yolo`."""
+        return to_yolo(self.record())
+
+    def to_cvat(self) -> str:
+        """The `<image>` of CVAT's XML; see `formats.cvat`."""
+        return to_cvat(self.record())
 
     def to_transformers(self) -> dict[str, Any]:
         """The form of transformers' `post_process_*_segmentation`: `segmentation` [H, W] int32 and `segments_info`."""
-        return {
-            "segmentation": torch.from_numpy(self.label_map.astype(np.int32)),
-            "segments_info": [
-                {
-                    "id": segment.id,
-                    "label_id": segment.label_index,
-                    "label": segment.label,
-                    "was_fused": self.task != "instance" and not segment.is_thing,
-                    "score": segment.score,
-                }
-                for segment in self.segments
-            ],
-        }
+        return to_transformers(self.record(), self.label_map)
+
+    def to_supervision(self) -> supervision.Detections:
+        """For `supervision`, an extra (lexiseg[supervision])."""
+        return to_supervision(self.record())
+
+    def to_fiftyone(self) -> fiftyone.Segmentation | fiftyone.Detections:
+        """A label for `fiftyone`, where it is installed; see `formats.fiftyone`."""
+        return to_fiftyone(self.record())
 
     def save(self, folder: str | os.PathLike[str], stem: str | None = None) -> dict[str, Path]:
         """Writes <stem>.overlay.png, <stem>.labels.png and <stem>.json; the stem is the photo's unless given.

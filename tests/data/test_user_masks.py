@@ -328,5 +328,5 @@ def test_what_is_no_data(tmp_path: Path, panoptic: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     assert "text.zip: neither a folder nor a zip" in problems(tmp_path / "text.zip")[0]
     shutil.copy(panoptic, tmp_path / "other.json")
-    assert "holds 2 JSON files" in problems(tmp_path)[0]
-    assert "are for a COCO panoptic JSON file" in problems(tmp_path / "empty", images=tmp_path)[0]
+    assert "holds 2 JSON or XML files" in problems(tmp_path)[0]
+    assert "are for a file of annotations" in problems(tmp_path / "empty", images=tmp_path)[0]

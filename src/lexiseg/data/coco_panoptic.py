@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from PIL import Image
 
 from lexiseg.data.layouts import Region, read_json, read_picture
 from lexiseg.data.sources import Source, SourceError
+from lexiseg.formats.coco_panoptic import segment_ids
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,3 @@ class PanopticAnnotations:
         regions = tuple(Region(number, index, crowd) for number, (_, index, crowd) in enumerate(listed, start=1))
         segments: NDArray[np.int32] = numbers[positions].reshape(colours.shape[:2])
         return segments, regions
-
-
-def segment_ids(colours: NDArray[Any]) -> NDArray[np.int32]:
-    """[H, W, >= 3] of three bytes -> ids [H, W]: red + 256 green + 65536 blue."""
-    wide = colours.astype(np.int32)
-    ids: NDArray[np.int32] = wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
-    return ids

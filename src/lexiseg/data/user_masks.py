@@ -1,4 +1,4 @@
-"""Photos with true masks of your own, in three formats, looked through before anything is trained on them.
+"""Photos with true masks of your own, in several formats, looked through before anything is trained on them.
 
 Label pictures, a folder:
 
@@ -18,6 +18,14 @@ COCO panoptic, a JSON file:
 
 A segment is one mask; crowds are none. Validation is another such file, or a fifth of the photos.
 
+COCO instances, a JSON file; a project of Label Studio, exported as JSON; a task of CVAT, exported as "CVAT for images
+1.1", as .xml or .zip:
+
+    images/             the photos beside the file, by the names that it tells
+
+A shape is one mask, whatever it was drawn as; a pixel belongs to the one that lies on top. Crowds are none. Validation
+is another such file, or a fifth of the photos.
+
 A data package, a folder or a zip with dataset.json inside: see `lexiseg.data.packages`.
 
 What is wrong is told in lines that name the file, the problem and the remedy, all of them at once.
@@ -27,19 +35,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from lexiseg.data.coco_panoptic import PanopticPhoto, segment_ids
+from lexiseg.data.coco_panoptic import PanopticPhoto
 from lexiseg.data.package_splits import segments_of
 from lexiseg.data.packages import LabelledPhotos
+from lexiseg.formats.annotations import AnnotatedPhoto, AnnotatedSet, FormatError, read_json_file
+from lexiseg.formats.coco import read_coco
+from lexiseg.formats.coco_panoptic import read_segment_ids
+from lexiseg.formats.cvat import ANNOTATIONS, read_cvat
+from lexiseg.formats.label_studio import is_label_studio, read_label_studio
 from lexiseg.images import find_images, read_image, read_label_map
 from lexiseg.vocabulary import MAX_FILE_BYTES, Vocabulary, VocabularyClass, VocabularyError
 
@@ -48,8 +61,6 @@ NO_CLASS_16_BITS = 65535
 VAL_SHARE = 0.2
 MOST_LINES = 40
 MOST_LINES_OF_FILE = 3
-MAX_JSON_BYTES = 2 * 2**30
-"""COCO's own, of 118 287 photos, has some 300 MB."""
 
 
 class DataProblems(ValueError):
@@ -89,21 +100,22 @@ class MaskData(Protocol):
 
 
 def open_mask_data(path: Path, images: Path | None = None, segments: Path | None = None) -> MaskData:
-    """The data at `path`, told by what is there. images, segments: folders of a COCO panoptic file, if elsewhere.
+    """The data at `path`, told by what is there. images: the folder of the photos of a file of annotations, if it is
+    not beside it; segments: that of the PNGs of a COCO panoptic file.
 
     Raises `DataProblems` with all that is wrong about its lists and names; what is wrong inside pictures is told by
     `look_through`.
     """
-    if path.suffix.lower() == ".json" and path.is_file():
-        return CocoMasks(path, images, segments)
+    if path.is_file() and (path.suffix.lower() in (".json", ".xml") or _is_cvat_zip(path)):
+        return _open_file(path, images, segments)
     if images is not None or segments is not None:
-        raise DataProblems([f"{path}: --images and --segments are for a COCO panoptic JSON file; give that as --data"])
+        raise DataProblems([f"{path}: --images and --segments are for a file of annotations; give that as --data"])
     if path.is_dir() and not (path / "dataset.json").is_file():
-        files = sorted(path.glob("*.json"))
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".json", ".xml"))
         if not (path / "labels").is_dir() and len(files) == 1:
-            return CocoMasks(files[0], None, None)
+            return _open_file(files[0], None, None)
         if not (path / "labels").is_dir() and files:
-            raise DataProblems([f"{path}: holds {len(files)} JSON files; give one as --data, and another as --val"])
+            raise DataProblems([f"{path}: holds {len(files)} JSON or XML files; give one as --data, another as --val"])
         return LabelFolder(path)
     if not path.exists():
         raise DataProblems([f"{path}: there is no such file or folder; check the path"])
@@ -111,6 +123,29 @@ def open_mask_data(path: Path, images: Path | None = None, segments: Path | None
         return PackageMasks(LabelledPhotos(path))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DataProblems([f"{error}" if str(path) in str(error) else f"{path}: no data package ({error})"]) from None
+
+
+def _open_file(path: Path, images: Path | None, segments: Path | None) -> MaskData:
+    """A JSON file of COCO or Label Studio, or an export of CVAT."""
+    try:
+        if path.suffix.lower() != ".json":
+            return AnnotatedMasks(read_cvat(path), images)
+        document = read_json_file(path)
+        if is_label_studio(document):
+            return AnnotatedMasks(read_label_studio(path, document), images)
+        first = (document.get("annotations") or [None])[0] if isinstance(document, dict) else None
+        if isinstance(first, dict) and "segmentation" in first:
+            return AnnotatedMasks(read_coco(path, document), images)
+    except FormatError as error:
+        raise DataProblems([str(error)]) from None
+    return CocoMasks(path, document, images, segments)
+
+
+def _is_cvat_zip(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(PurePosixPath(name).name == ANNOTATIONS for name in archive.namelist())
 
 
 class LabelFolder:
@@ -180,11 +215,11 @@ class LabelFolder:
 class CocoMasks:
     """A COCO panoptic JSON file, its PNGs and its photos."""
 
-    def __init__(self, path: Path, images: Path | None = None, segments: Path | None = None) -> None:
+    def __init__(self, path: Path, document: Any, images: Path | None = None, segments: Path | None = None) -> None:
         self.path, self.name = path, path.stem
         self._images = images or path.parent / "images"
         self._segments = segments or path.with_suffix("")
-        document = _read_document(path)
+        _check_lists(path, document)
         problems: list[str] = []
         for folder, what, option in (
             (self._images, "photos", "--images"),
@@ -276,7 +311,7 @@ class CocoMasks:
     def photo(self, id: str) -> PanopticPhoto:
         path, segments_path, listed = self._listed[id]
         image = read_image(path).rgb
-        ids = _read_segment_ids(segments_path)
+        ids = read_segment_ids(segments_path)
         _same_size(segments_path, ids, path, image)
         numbers = {segment["id"] for segment in listed}
         present = set(np.unique(ids).tolist()) - {0}
@@ -292,6 +327,57 @@ class CocoMasks:
             )
         classes = {
             segment["id"]: self._index[segment["category_id"]] for segment in listed if not segment.get("iscrowd", 0)
+        }
+        return PanopticPhoto(image, ids, classes)
+
+
+class AnnotatedMasks:
+    """Shapes that an annotation tool keeps, and the photos beside its file."""
+
+    def __init__(self, annotated: AnnotatedSet, images: Path | None = None) -> None:
+        path = annotated.path
+        self.name, self._images = path.stem, images or path.parent / "images"
+        if not self._images.is_dir():
+            raise DataProblems([f"{self._images}: no such folder; photos are looked for there, or where --images says"])
+        problems: list[str] = []
+        self._photos: dict[str, tuple[Path, AnnotatedPhoto]] = {}
+        for photo in annotated.photos:
+            found = next((name for name in photo.names if (self._images / name).is_file()), None)
+            if found is None:
+                problems.append(
+                    f"{self._images / photo.names[0]}: no such file, but {path.name} is about it; put it there"
+                )
+            elif found in self._photos:
+                problems.append(f"{path}: is twice about {found}; keep one")
+            else:
+                self._photos[found] = (self._images / found, photo)
+        things = annotated.is_thing or (True,) * len(annotated.classes)
+        try:
+            self.vocabulary = Vocabulary(
+                tuple(VocabularyClass((name,), thing) for name, thing in zip(annotated.classes, things, strict=True))
+            )
+        except VocabularyError as error:  # there are none
+            problems.append(f"{path}: {error}")
+        if problems:
+            raise DataProblems(problems)
+        self._file = path
+        self._index = {name: index for index, name in enumerate(annotated.classes)}
+        self.splits = {"train": list(self._photos)}
+
+    def files(self, id: str) -> tuple[Path, ...]:
+        return (self._photos[id][0], self._file)
+
+    def photo(self, id: str) -> PanopticPhoto:
+        path, annotated = self._photos[id]
+        image = read_image(path).rgb
+        ids = np.zeros(image.shape[:2], np.int32)
+        for number, mask in enumerate(annotated.masks, start=1):
+            ids[mask.draw(image.shape[:2])] = number
+        visible = set(np.unique(ids).tolist())
+        classes = {
+            number: self._index[mask.label]
+            for number, mask in enumerate(annotated.masks, start=1)
+            if number in visible and not mask.is_crowd
         }
         return PanopticPhoto(image, ids, classes)
 
@@ -520,15 +606,7 @@ def _read_splits(folder: Path, ids: list[str], problems: list[str]) -> dict[str,
     return splits
 
 
-def _read_document(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataProblems([f"{path}: larger than {MAX_JSON_BYTES // 2**30} GB; split it"])
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataProblems([f"{path}: not valid JSON ({str(error)[:80]}); write it again"]) from None
-    except OSError as error:
-        raise DataProblems([f"{path}: cannot be read ({error.strerror}); check the path"]) from None
+def _check_lists(path: Path, document: Any) -> None:
     missing = [
         key
         for key in ("images", "annotations", "categories")
@@ -538,18 +616,6 @@ def _read_document(path: Path) -> Any:
         raise DataProblems(
             [f"{path}: has no list {missing[0]!r}, so it is no COCO panoptic file; is it the right one?"]
         )
-    return document
-
-
-def _read_segment_ids(path: Path) -> NDArray[np.int32]:
-    colours = read_image(path).rgb
-    with Image.open(path) as picture:
-        if picture.format != "PNG" or picture.mode != "RGB":
-            raise ValueError(
-                f"{path}: is {picture.format} in mode {picture.mode}; ids are red + 256 green + 65536 blue of an RGB "
-                "PNG; others lose those above 255"
-            )
-    return segment_ids(colours)
 
 
 def _same_size(path: Path, labels: NDArray[Any], photo: Path, image: NDArray[np.uint8]) -> None:

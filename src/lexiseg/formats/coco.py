@@ -1,4 +1,4 @@
-"""COCO's form for instances: one JSON file with images, categories and annotations."""
+"""COCO's form for instances: one JSON file with images, categories and annotations, as run lengths or polygons."""
 
 from __future__ import annotations
 
@@ -8,14 +8,27 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lexiseg.drawing import class_colors
+from lexiseg.formats.annotations import (
+    AnnotatedMask,
+    AnnotatedPhoto,
+    AnnotatedSet,
+    FormatError,
+    Polygons,
+    RunLengths,
+    Shape,
+    is_inside,
+    read_polygon,
+)
 from lexiseg.formats.records import PhotoRecord, Records
 from lexiseg.vocabulary import Vocabulary
+
+# ---------------------------------------------------------------------------------------------------------------- out
 
 
 def to_coco(record: PhotoRecord, vocabulary: Vocabulary, image_id: int = 1, first_annotation_id: int = 1) -> dict:
     """A data set of one photo, ready for JSON and for pycocotools."""
     return {
-        "images": [_image(record, image_id)],
+        "images": [to_image(record, image_id)],
         "categories": coco_categories(vocabulary),
         "annotations": list(_annotations(record, image_id, first_annotation_id)),
     }
@@ -34,7 +47,7 @@ def write_coco(path: Path, records: Records, vocabulary: Vocabulary) -> None:
     """The data set of all records. It goes through them twice, for COCO puts all images before all annotations."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"images": [')
-        write_lines(file, (_image(record, number) for number, record in enumerate(records, start=1)))
+        write_lines(file, (to_image(record, number) for number, record in enumerate(records, start=1)))
         file.write('],\n"categories": [')
         write_lines(file, coco_categories(vocabulary))
         file.write('],\n"annotations": [')
@@ -48,7 +61,8 @@ def write_lines(file: TextIO, entries: Iterable[object]) -> None:
         file.write((",\n" if number else "\n") + json.dumps(entry))
 
 
-def _image(record: PhotoRecord, image_id: int) -> dict[str, Any]:
+def to_image(record: PhotoRecord, image_id: int) -> dict[str, Any]:
+    """What COCO's files say about a photo."""
     return {"id": image_id, "file_name": record.photo, "height": record.height, "width": record.width}
 
 
@@ -71,3 +85,77 @@ def _all_annotations(records: Records) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(records, start=1):
         yield from _annotations(record, number, next_id)
         next_id += len(record.segments)
+
+
+# ----------------------------------------------------------------------------------------------------------------- in
+
+
+def read_coco(path: Path, document: Any) -> AnnotatedSet:
+    """The photos and shapes of a file of instances; classes in the order of its categories. Raises FormatError.
+
+    Large shapes come first and small ones on top of them: COCO does not say which of two is in front.
+    """
+    missing = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(document, dict) or not isinstance(document.get(key), list)
+    ]
+    if missing:
+        raise FormatError(f"{path}: has no list {missing[0]!r}, so it is no COCO file; is it the right one?")
+    names: dict[Any, str] = {}
+    things: dict[str, bool] = {}
+    for number, category in enumerate(document["categories"], start=1):
+        where = f"{path}: category {number}"
+        if not isinstance(category, dict) or "id" not in category or not isinstance(category.get("name"), str):
+            raise FormatError(f"{where} needs an id and a name")
+        name = " ".join(category["name"].split())
+        if not name or category["id"] in names or name in things:
+            raise FormatError(f"{where} ({name!r}) has no name, or the id or name of another one; give each its own")
+        names[category["id"]], things[name] = name, bool(category.get("isthing", True))
+    files: dict[Any, str] = {}
+    shapes: dict[Any, list[tuple[float, AnnotatedMask]]] = {}
+    for number, image in enumerate(document["images"], start=1):
+        if not isinstance(image, dict) or "id" not in image or not is_inside(image.get("file_name")):
+            raise FormatError(f"{path}: image {number} needs an id and a file_name below the folder of the photos")
+        if image["id"] in files:
+            raise FormatError(f"{path}: image {number} has the id of another one, {image['id']}; change it")
+        files[image["id"]], shapes[image["id"]] = image["file_name"], []
+    for number, entry in enumerate(document["annotations"], start=1):
+        where = f"{path}: annotation {number}"
+        if not isinstance(entry, dict) or entry.get("image_id") not in files:
+            raise FormatError(f"{where} is of an image that is not listed; add it to images")
+        where += f" ({files[entry['image_id']]})"
+        if entry.get("category_id") not in names:
+            raise FormatError(f"{where} is of category {entry.get('category_id')}, which is not listed")
+        try:
+            shape = read_shape(entry)
+        except ValueError as error:
+            raise FormatError(f"{where}: {error}") from None
+        area = entry.get("area")
+        mask = AnnotatedMask(where, names[entry["category_id"]], shape, bool(entry.get("iscrowd", 0)))
+        shapes[entry["image_id"]].append((float(area) if isinstance(area, int | float) else 0.0, mask))
+    photos = [
+        AnnotatedPhoto((files[id],), tuple(mask for _, mask in sorted(own, key=lambda one: -one[0])))
+        for id, own in shapes.items()
+        if own
+    ]
+    return AnnotatedSet(path, tuple(things), tuple(photos), tuple(things.values()))
+
+
+def read_shape(entry: Any) -> Shape:
+    """Of an annotation, or bare run lengths; raises ValueError."""
+    told = entry.get("segmentation", entry) if isinstance(entry, dict) else entry
+    if isinstance(told, list):
+        if not told or not all(isinstance(one, list) and len(one) % 2 == 0 for one in told):
+            raise ValueError("its polygons are no lists of x and y by turns")
+        return Polygons(tuple(read_polygon([one[i : i + 2] for i in range(0, len(one), 2)]) for one in told))
+    if not isinstance(told, dict) or not {"size", "counts"} <= told.keys():
+        raise ValueError("is no mask; needed are polygons, or run lengths (RLE): {'size': [H, W], 'counts': ...}")
+    size = told["size"]
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size)
+    ):
+        raise ValueError(f"its size is {str(size)[:50]}; it must be [height, width]")
+    return RunLengths(told["counts"], (size[0], size[1]))

@@ -26,6 +26,7 @@ class SegmentRecord:
     """Pixels."""
     box_xyxy: tuple[int, int, int, int]
     """Right and bottom are just outside."""
+    is_thing: bool
     counts: str
     """COCO's compressed run lengths."""
 

@@ -11,9 +11,12 @@ from typing import Protocol
 from PIL import Image
 
 from lexiseg.formats.coco import write_coco
+from lexiseg.formats.coco_panoptic import write_coco_panoptic
+from lexiseg.formats.cvat import write_cvat
 from lexiseg.formats.label_studio import write_label_studio
 from lexiseg.formats.parquet import write_parquet
 from lexiseg.formats.records import Records
+from lexiseg.formats.yolo import write_yolo
 from lexiseg.vocabulary import Vocabulary
 
 
@@ -53,6 +56,12 @@ FORMATS: dict[str, Format] = {
     "png": Format("a grey label map per photo", picture=lambda result: result.labels_png()),
     "palette": Format("a label map per photo in colours", picture=lambda result: result.palette_png()),
     "parquet": Format("one table of segments", merged=Merged("segments.parquet", write_parquet, needs="pyarrow")),
+    "coco-panoptic": Format(
+        "COCO panoptic: one JSON file and a picture of ids per photo",
+        merged=Merged("coco-panoptic", write_coco_panoptic, is_folder=True, by_stem=True),
+    ),
+    "cvat": Format("one file for CVAT, as 'CVAT for images 1.1'", merged=Merged("cvat.xml", write_cvat)),
+    "yolo": Format("outlines for YOLO", merged=Merged("yolo", write_yolo, is_folder=True, by_stem=True)),
     "labelstudio": Format(
         "predictions for Label Studio, with its labelling config",
         merged=Merged("labelstudio", write_label_studio, is_folder=True),
