@@ -17,6 +17,14 @@ COLUMNS = (
     ("S mIoU", "S", "all"),
     ("S-syn mIoU", "S-syn", "all"),
 )
+SHORT_COLUMNS = (
+    ("Z1 mIoU", "Z1", "all"),
+    ("Z2 mIoU", "Z2", "all"),
+    ("Z2 unseen", "Z2", "unseen"),
+    ("Z3 mIoU", "Z3", "all"),
+    ("Z3 true masks named", "Z3-masks", "all"),
+)
+"""Of the README."""
 MASK_COLUMNS = (
     ("Z1", "Z1-masks", "all"),
     ("Z2", "Z2-masks", "all"),
@@ -26,11 +34,21 @@ MASK_COLUMNS = (
 )
 
 
+def short(findings: Mapping[str, Any]) -> str:
+    """The systems alone, for the README."""
+    return "\n".join(table(systems_of(findings), SHORT_COLUMNS)) + "\n"
+
+
+def systems_of(findings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [entrant for entrant in findings["entrants"] if entrant["variant_of"] is None]
+
+
 def report(findings: Mapping[str, Any]) -> str:
     """docs/mini-benchmark.md but for what only a reader can say."""
-    systems = [entrant for entrant in findings["entrants"] if entrant["variant_of"] is None]
+    systems = systems_of(findings)
     variants = [entrant for entrant in findings["entrants"] if entrant["variant_of"] is not None]
-    parts = ["## Masks and names together", "", *table(systems, COLUMNS), "", *cost(systems), ""]
+    parts = ["## What is asked", "", *asked(findings["questions"]), ""]
+    parts += ["## Masks and names together", "", *table(systems, COLUMNS), "", *cost(systems), ""]
     parts += ["## True masks named (mask accuracy)", "", *table(findings["entrants"], MASK_COLUMNS), ""]
     if variants:
         parts += ["Variants are there for the claims alone.", ""]
@@ -40,6 +58,15 @@ def report(findings: Mapping[str, Any]) -> str:
     parts.append(f"Machine: {findings['machine']}. Versions: ")
     parts[-1] += ", ".join(f"{name} {number}" for name, number in findings["versions"].items()) + "."
     return "\n".join(parts) + "\n"
+
+
+def asked(questions: list[dict[str, Any]]) -> list[str]:
+    lines = ["| question | what | photos of | masks |", "|---|---|---|---|"]
+    masks = {None: "the generator's", "classes": "true, one per class", "regions": "true, one per region"}
+    for question in questions:
+        photos = f"{question['photos']} of {question['package']} {question['split']}"
+        lines.append(f"| {question['key']} | {question['title']} | {photos} | {masks[question['given_masks']]} |")
+    return lines
 
 
 def table(entrants: list[dict[str, Any]], columns: tuple[tuple[str, str, str], ...]) -> list[str]:
