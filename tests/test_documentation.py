@@ -44,6 +44,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 RUNNING = ("python", "bash", "console")
 SHOWN = ("text", "json", "yaml")
+MOST_NOT_RUN = 30
 MARK = re.compile(r"^<!-- (not run|slow): (\S.*\S) -->$")
 COMMAND = typer.main.get_command(app)
 
@@ -196,12 +197,12 @@ def test_every_block_says_what_it_is() -> None:
     assert not wrong, f"{', '.join(RUNNING + SHOWN)} are known here:\n" + "\n".join(wrong)
 
 
-def test_most_blocks_run() -> None:
-    """Not run are only those with a reason, and they stay the smaller part."""
-    running = [block for block in ALL if block.language in RUNNING]
-    left_out = [block for block in running if block.not_run]
-    assert len(left_out) < len(running) / 2, "\n".join(f"{b.where}: {b.not_run}" for b in left_out)
-    assert all(len((block.not_run or "a good reason").split()) > 1 for block in running)
+def test_what_does_not_run_is_counted() -> None:
+    """Each has a reason, and one more of them is a decision."""
+    left_out = [block for block in ALL if block.language in RUNNING and block.not_run]
+    told = "\n".join(f"{block.where}: {block.not_run}" for block in left_out)
+    assert len(left_out) <= MOST_NOT_RUN, told
+    assert all(len((block.not_run or "").split()) > 1 for block in left_out), told
 
 
 def test_shown_data_can_be_read() -> None:
@@ -238,9 +239,9 @@ def without_environment(words: list[str]) -> list[str]:
 
 
 def parse(arguments: list[str], where: str) -> None:
-    context = COMMAND.make_context("lexiseg", list(arguments))
-    command, rest = COMMAND, list(arguments)
     try:
+        context = COMMAND.make_context("lexiseg", list(arguments))
+        command, rest = COMMAND, list(arguments)
         while hasattr(command, "resolve_command"):
             if not rest:
                 return
@@ -249,7 +250,7 @@ def parse(arguments: list[str], where: str) -> None:
                 recipe_parser(rest[0]).parse_args(rest[1:])
                 return
             context = command.make_context(name, list(rest), parent=context)
-            rest = list(context.args)
+            rest = [*context._protected_args, *context.args]
     except SystemExit:
         pytest.fail(f"{where}: {shlex.join(arguments)}")
     except Exception as error:
@@ -331,7 +332,9 @@ def test_the_site_builds_strictly_and_needs_no_other_machine(tmp_path: Path) -> 
 
 def test_every_page_is_in_the_navigation() -> None:
     listed = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
-    missing = [page_id(page) for page in PAGES if DOCS in page.parents and f" {page.relative_to(DOCS)}\n" not in listed]
+    missing = [
+        page_id(page) for page in PAGES if DOCS in page.parents and f": {page.relative_to(DOCS)}\n" not in listed
+    ]
     assert not missing, f"mkdocs.yml: nav has no {missing}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lexiseg.clip.open_clip import clip_config
+from lexiseg.zoo import cards
 from lexiseg.zoo.catalogue import BENCHMARKS, ZOO, Composed, Embedded, OfficialFile
 from lexiseg.zoo.coco_words import COCO_PHRASES, STUFF, THINGS
 from lexiseg.zoo.loading import is_available
@@ -47,6 +48,24 @@ def test_published_numbers_are_percentages() -> None:
 def test_the_page_is_the_catalogue() -> None:
     said = "docs/models.md is not what the catalogue says: python -m lexiseg.zoo.table > docs/models.md"
     assert (DOCS / "models.md").read_text(encoding="utf-8") == markdown(), said
+
+
+def test_the_cards_are_the_catalogue() -> None:
+    said = "docs/model-cards.md is not what the catalogue says: python -m lexiseg.zoo.cards > docs/model-cards.md"
+    assert (DOCS / "model-cards.md").read_text(encoding="utf-8") == cards.markdown(), said
+
+
+def test_a_card_says_what_a_user_has_to_know() -> None:
+    for name, entry in ZOO.items():
+        told = cards.card(entry)
+        assert {"What it is", "Trained on", "Measured", "Licence of the weights", "How to load it"} <= set(told), name
+        assert f'from_pretrained("{name}")' in told["How to load it"]
+        assert ("Published" in told) == bool(entry.published)
+        assert not any("\n" in said or " | " in said for said in told.values()), f"{name}: breaks the table"
+    assert "mIoU 45.8" in cards.card(ZOO["street-tiny"])["Measured"]
+    assert "non-commercial" in cards.card(ZOO["street-tiny"])["Licence of the weights"]
+    assert "mIoU 34.1" in cards.card(ZOO["fcclip-convnext-large"])["Published"]
+    assert "never at hand" in cards.card(ZOO["fcclip-convnext-large"])["Measured"]
 
 
 def test_the_table_tells_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def markdown() -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| `{entry.name}` | {_part(entry.source.proposals)} | {_part(entry.source.regions)} |"
+        f"| `{entry.name}` | {part_link(entry.source.proposals)} | {part_link(entry.source.regions)} |"
         for entry in ZOO.values()
         if isinstance(entry.source, Composed)
     ]
@@ -131,7 +131,8 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _part(part: HubPart | str) -> str:
+def part_link(part: HubPart | str) -> str:
+    """Part of a composed model, as Markdown."""
     if isinstance(part, str):
         return f"`{part}`"
     return f"[{part.repository}](https://huggingface.co/{part.repository}), revision {part.revision}"
