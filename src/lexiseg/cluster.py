@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-_RETRIES = 2
-"""Times that items are given out again after the death of their process, together and then each alone."""
+_DEATHS = 2
+"""So often may processes die at items given out together before each is tried alone, and at an item alone."""
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster started here. What travels is names; Ray would take a third of the memory."""
 
@@ -27,6 +28,7 @@ class ClusterError(ValueError):
     """Work that cannot be shared, or must stop. The message says why and what to do."""
 
 
+@dataclass(frozen=True)
 class Lost:
     """In the place of an outcome: the process died whenever it was at this item."""
 
@@ -61,69 +63,80 @@ def spread(
     make: called with `arguments` in every process; both are sent there. together: so many items are given out at once.
     Raises ClusterError where there is no Ray or no cluster, and with what a worker raised.
     """
+    if not items:
+        return
     with _connected(cluster) as ray:
-        waiting = set(range(len(items)))
-        for size in (together, 1):
-            rows = [{"number": number, "item": items[number]} for number in sorted(waiting)]
-            if not rows:
-                break
-            for number, outcome in _pass(ray, rows, make, arguments, cluster, size):
-                if isinstance(outcome, _Stopped):
-                    raise ClusterError(outcome.reason)
-                if number in waiting:
-                    waiting.remove(number)
-                    yield number, outcome
-        yield from ((number, Lost()) for number in sorted(waiting))
+        blocks = -(-len(items) // together)
+        ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
+        process: Any = _Process  # a class whose instances are called; Ray's types know functions alone
+        rows = [{"number": number, "item": item} for number, item in enumerate(items)]
+        done = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+            process,
+            fn_constructor_args=(make, arguments, ledger),
+            batch_size=together,
+            compute=ray.data.ActorPoolStrategy(size=min(_fitting(ray, cluster), blocks)),
+            num_cpus=cluster.cpus,
+            num_gpus=cluster.gpus or None,
+        )
+        for row in done.iter_rows():
+            if isinstance(row["outcome"], _Stopped):
+                raise ClusterError(row["outcome"].reason)
+            yield int(row["number"]), row["outcome"]
 
 
-def _pass(
-    ray: Any,
-    rows: Sequence[dict[str, Any]],
-    make: Callable[..., Worker],
-    arguments: tuple[Any, ...],
-    cluster: Cluster,
-    size: int,
-) -> Iterator[tuple[int, Any]]:
-    """Gives out all rows; of those whose process died too often nothing comes back."""
-    blocks = -(-len(rows) // size)
-    process: Any = _Process  # a class whose instances are called; Ray's types know functions alone
-    # What waits at a process that dies counts as given out: alone means that nothing waits.
-    pool = ray.data.ActorPoolStrategy(
-        size=min(_fitting(ray, cluster), blocks), max_tasks_in_flight_per_actor=1 if size == 1 else 2
-    )
-    done = ray.data.from_items(list(rows), override_num_blocks=blocks).map_batches(
-        process,
-        fn_constructor_args=(make, arguments),
-        batch_size=size,
-        compute=pool,
-        num_cpus=cluster.cpus,
-        num_gpus=cluster.gpus or None,
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
-    )
-    for row in done.iter_rows():
-        yield int(row["number"]), row["outcome"]
+class _Ledger:
+    """Which items were begun, and how often; it lives in a process of its own."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[Any] = Counter()
+
+    def begin(self, what: Any) -> int:
+        """How often it was begun before."""
+        self.begun[what] += 1
+        return self.begun[what] - 1
+
+    def finish(self, what: Any) -> None:
+        """Forgets it: that it is begun again is no fault of its own."""
+        del self.begun[what]
 
 
 class _Process:
-    """A process of Ray Data with its worker. It raises nothing, so that only its death is taken for one."""
+    """A process of Ray Data with its worker. Ray gives what it was at to another one when it dies."""
 
-    def __init__(self, make: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        self.make, self.arguments = make, arguments
+    def __init__(self, make: Callable[..., Worker], arguments: tuple[Any, ...], ledger: Any) -> None:
+        self.make, self.arguments, self.ledger = make, arguments, ledger
         self.worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        numbers = [int(number) for number in batch["number"]]
+        numbers, items = [int(number) for number in batch["number"]], list(batch["item"])
         outcomes: list[Any]
         try:
             if self.worker is None:
                 self.worker = self.make(*self.arguments)
-            outcomes = list(self.worker(list(batch["item"])))
-        except Exception as error:  # of any kind: the caller is told, and decides
+            if self._deaths_at("together", numbers[0]) < _DEATHS:
+                outcomes = list(self.worker(items))
+            else:
+                outcomes = [self._alone(number, item) for number, item in zip(numbers, items, strict=True)]
+        except Exception as error:  # of any kind: no other process would do better
             reason = " ".join(str(error).split())
             known = isinstance(error, ValueError | OSError) and reason
             outcomes = [_Stopped(reason if known else f"{type(error).__name__}: {reason}")] * len(numbers)
         return {"number": numbers, "outcome": outcomes}
+
+    def _alone(self, number: int, item: Any) -> Any:
+        assert self.worker is not None  # it was made before
+        import ray
+
+        if self._deaths_at("alone", number) >= _DEATHS:
+            return Lost()
+        (outcome,) = self.worker([item])
+        ray.get(self.ledger.finish.remote(("alone", number)))
+        return outcome
+
+    def _deaths_at(self, how: str, number: int) -> int:
+        import ray
+
+        return int(ray.get(self.ledger.begin.remote((how, number))))
 
 
 @contextmanager
@@ -140,8 +153,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
         _start(ray, cluster)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # `spread` sees to what is missing
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # deaths of processes with pages of traces
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         with ray.data.DataContext.current(context):
             yield ray

@@ -7,6 +7,7 @@ What a command needs is imported inside it, so that help and mistakes are answer
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lexiseg.bulk import Workers
     from lexiseg.evaluation import Evaluation
     from lexiseg.exported import ExportedSegmenter
     from lexiseg.results import Result
@@ -216,13 +219,28 @@ def segment(
         raise typer.Exit(1)
 
 
-@app.command()
+class _RayCommand(TyperCommand):
+    """`--ray` alone or with an address behind it, which Typer's options cannot be. INPUT is not taken for one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        told: list[str] = []
+        for argument in args:
+            if told[-1:] == ["--ray"]:
+                follows = re.fullmatch(r"auto|local|(ray://)?[\w.\[\]-]+:\d+", argument) is not None
+                told += [argument] if follows else ["local", argument]
+            else:
+                told.append(argument)
+        return super().parse_args(ctx, [*told, *(["local"] if told[-1:] == ["--ray"] else [])])
+
+
+@app.command(cls=_RayCommand)
 def batch(
     photos: Annotated[
         str,
         typer.Argument(
             metavar="INPUT",
-            help="A folder, a pattern in quotes ('photos/**/*.jpg'), a .txt file with one path a line, or a .zip.",
+            help="A folder, a pattern in quotes ('photos/**/*.jpg'), a .txt file with one path a line, a .zip, or an "
+            "address that fsspec reads (s3://bucket/photos).",
         ),
     ],
     classes: Annotated[str, typer.Option(help="Words, as for `segment`.")],
@@ -234,14 +252,45 @@ def batch(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
     ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
+    ] = False,
+    skip_decided: Annotated[
+        bool,
+        typer.Option(
+            "--skip-decided",
+            help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
+        ),
+    ] = False,
     tile: Annotated[
         int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
     ] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
+    context: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of a look at the whole photo against --tile; semantic. Default: 0.5."),
+    ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
     device: Device = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Compute by Ray Data (lexiseg[ray]): on a cluster (auto, HOST:PORT, ray://HOST:PORT), or without an "
+            "address in processes of this machine.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of --ray: models at work at once. Default: as many as find room.")
+    ] = None,
+    worker_cpus: Annotated[float | None, typer.Option(min=0.1, help="Of --ray: CPUs of each. Default: 1.")] = None,
+    worker_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of --ray: GPUs of each, 0.5 for two on one. Default: 1 with CUDA, else 0."),
+    ] = None,
 ) -> None:
     """Segment very many photos into one folder.
 
@@ -253,10 +302,26 @@ def batch(
     from lexiseg.bulk import run_batch
     from lexiseg.images import ImageLimits
 
-    tiles = _tiling(tile, overlap)
-    segmenter = _segmenter(model, device, ImageLimits(max_pixels=round(max_pixels * 1e6)), tiles=tiles)
+    if ray is None and not (workers is worker_cpus is worker_gpus is None):
+        _wrong("--workers, --worker-cpus and --worker-gpus are of --ray: give that too")
+    tiles = _tiling(tile, overlap, context)
+    limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
+    options = {"skip_decided": skip_decided, "augmented": augment, "tiles": tiles}
+    segmenter = _segmenter(model, device if ray is None else "cpu", limits, **options)
+    shared = None
+    if ray is not None:
+        shared = _workers(ray, workers, worker_cpus, worker_gpus, model, device, limits, options)
     try:
-        done = run_batch(segmenter, photos, vocabulary, out, task=task.value, format=format, min_score=min_score)
+        done = run_batch(
+            segmenter,
+            photos,
+            vocabulary,
+            out,
+            task=task.value,
+            format=format,
+            min_score=min_score,
+            workers=shared,
+        )
     except (ValueError, OSError) as error:
         _wrong(str(error))
     print(f"{done.merged or done.folder}: {done.photos - len(done.failures)} of {done.photos} photos, {done.new} new")
@@ -1032,6 +1097,31 @@ def _segmenter(model: str, device: str, limits: Any, **options: Any) -> Segmente
             "For a real one see: lexiseg models"
         )
     return segmenter
+
+
+def _workers(
+    address: str,
+    count: int | None,
+    cpus: float | None,
+    gpus: float | None,
+    model: str,
+    device: str,
+    limits: Any,
+    options: dict[str, Any],
+) -> Workers:
+    """Who computes a batch on Ray; "auto" is what this machine has."""
+    from functools import partial
+
+    from lexiseg.bulk import Workers
+    from lexiseg.cluster import Cluster
+    from lexiseg.segmenter import Segmenter, pick_device
+
+    chosen = pick_device(device).type if device == "auto" else device
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    if gpus is None:
+        gpus = 1 if chosen.startswith("cuda") else 0
+    load = partial(Segmenter.from_pretrained, name, chosen, limits, **options)
+    return Workers(load, Cluster(None if address == "local" else address, count, 1 if cpus is None else cpus, gpus))
 
 
 def _with_progress(stream: Iterable[Any], total: int, console: Console, what: str = "segmenting") -> Iterator[Any]:
