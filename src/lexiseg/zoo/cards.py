@@ -41,8 +41,8 @@ def markdown() -> str:
         "test compares the two. [All numbers side by side](models.md#published-numbers).",
         "",
         "What holds for all: the words are the user's, and most are compared by a CLIP that was trained on captions of",
-        "the web. It has their gaps and their prejudices: words for people, places and occasions call up more than can be",
-        "seen. No model here was tested for use on people, in medicine or in traffic.",
+        "the web. It has their gaps and their prejudices: words for people, places and occasions call up more than can",
+        "be seen. No model here was tested for use on people, in medicine or in traffic.",
     ]
     for entry in ZOO.values():
         lines += ["", f"## {entry.name}", "", "| | |", "|---|---|"]
