@@ -48,9 +48,8 @@ class Polygons:
         for points in self.points:
             if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
                 raise ValueError(f"its polygon lies far outside of the {width} x {height} pixels of the photo")
-        found = rle_tools.frPyObjects([points.ravel().tolist() for points in self.points], height, width)
-        mask: np.ndarray = rle_tools.decode(rle_tools.merge(found)).astype(bool)
-        return mask
+        each = rle_tools.frPyObjects([points.ravel().tolist() for points in self.points], height, width)
+        return decode_rle(rle_tools.merge(each)["counts"].decode("ascii"), size_hw)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,9 @@ from lexiseg.formats.records import PhotoRecord
 if TYPE_CHECKING:
     from fiftyone import Detections, Segmentation
 
+_NUDGE = 1e-6
+"""Pixels. Painting a mask, FiftyOne cuts fractions off: 19.999 would be a row or a column less, and resize the mask."""
+
 
 def to_fiftyone(record: PhotoRecord) -> Segmentation | Detections:
     """The values of a `Segmentation` are class index + 1, since FiftyOne takes 0 for none; its dataset's mask_targets
@@ -31,8 +34,8 @@ def to_fiftyone(record: PhotoRecord) -> Segmentation | Detections:
                 label=segment.label,
                 confidence=segment.score,
                 bounding_box=[
-                    left / record.width,
-                    top / record.height,
+                    (left + _NUDGE) / record.width,
+                    (top + _NUDGE) / record.height,
                     (right - left) / record.width,
                     (bottom - top) / record.height,
                 ],
