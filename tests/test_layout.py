@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exported": DATA | WORDS | {"settings", "outcomes", "asking", "images", "postprocess", "results", "weights", "clip"},
     "export": FRONT | {"segmenter", "exported"},
     "images": DATA,
-    "formats": DATA | {"images", "vocabulary", "drawing"},
+    "formats": DATA | {"images", "vocabulary", "drawing", "weights"},
     "mask_input": DATA | {"images", "formats"},
     "layers": DATA,
     **{slot: DATA | {"layers"} for slot in SLOTS},

@@ -17,7 +17,7 @@ from torch import Tensor
 from lexiseg import postprocess, tiling
 from lexiseg.asking import Words, check_task, check_things, is_one, least_score, read_numbered
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
-from lexiseg.mask_input import MaskInput, PhotoMasks, read_masks
+from lexiseg.mask_input import OF_MANY_PHOTOS, MaskInput, PhotoMasks, read_masks
 from lexiseg.outcomes import Scored, prediction_of, things
 from lexiseg.postprocess import Frame
 from lexiseg.proposals.given_masks import GivenMasks, with_given_masks
@@ -391,7 +391,7 @@ class Segmenter:
 
         sigmoid_at = self.model.outputs.sigmoid_at
 
-        def seen(rows: Span, columns: Span) -> tuple[_Scored, Frame]:
+        def seen(rows: Span, columns: Span) -> tuple[Scored, Frame]:
             part = Photo(photo.rgb[slice(*rows), slice(*columns)], photo.name)
             images = self.model.canvas([part]).to(self.device)
             frame = _frame(images)
@@ -486,6 +486,8 @@ def _paired(
     if masks is None:
         return ((image, None) for image in images)
     if isinstance(masks, str | os.PathLike):
+        if Path(masks).suffix.lower() in OF_MANY_PHOTOS:
+            return ((image, masks) for image in images)
         raise ValueError(f"masks={os.fspath(masks)!r} is one file, but there are many pictures: give one for each")
     if isinstance(images, Sized) and isinstance(masks, Sized) and len(images) != len(masks):
         raise ValueError(f"there are {len(images)} pictures, but masks for {len(masks)}")

@@ -314,7 +314,10 @@ def test_wrong_masks_are_a_wrong_call(tmp_path: Path) -> None:
     paths = [photo(tmp_path / "a.jpg"), photo(tmp_path / "b.png")]
     for masks, expected in (
         (tmp_path / "none", "there is no such file or folder"),
-        (paths[1], "one file for 2 photos; give a folder of files named like them (.png, .npy, .npz, .json)"),
+        (
+            paths[1],
+            "one file for 2 photos; give a folder of files named like them (.png, .npy, .npz, .json, .xml, .zip)",
+        ),
         (tmp_path, "the photos are in this folder too"),
     ):
         done = segment(*paths, "--masks", masks, "--out", tmp_path / "o")

@@ -7,11 +7,12 @@ What a command needs is imported inside it, so that help and mistakes are answer
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lexiseg.bulk import Workers
     from lexiseg.evaluation import Evaluation
     from lexiseg.exported import ExportedSegmenter
+    from lexiseg.formats.records import PhotoRecord
+    from lexiseg.formats.table import Format
     from lexiseg.results import Result
     from lexiseg.segmenter import Segmenter
     from lexiseg.tiling import Tiling
@@ -123,11 +126,13 @@ def segment(
     masks: Annotated[
         Path | None,
         typer.Option(
-            help="Masks to name, in place of the model's own: a label map (.png, .npy), bool masks (.npy, .npz) or "
-            "COCO run lengths (.json); for several photos a folder of such files, named like the photos."
+            help="Masks to name, in place of the model's own: a label map (.png, .npy), bool masks (.npy, .npz), "
+            "COCO's or Label Studio's .json, CVAT's .xml or .zip; for several photos one file of the latter kinds, or "
+            "a folder of files named like the photos."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")] = Path("out"),
+    format: Annotated[list[str] | None, typer.Option(help=f"Write also, and several times: {_FORMATS}")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
     background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
     min_score: Annotated[
@@ -170,6 +175,7 @@ def segment(
     paths = list(_expand(photos))
     mask_files = None if masks is None else _mask_files(masks, paths)
     stems = _distinct_stems(paths, out)
+    others = _OtherFormats(dict.fromkeys(format or []), paths, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,8 +203,10 @@ def segment(
         if not isinstance(outcome, ImageError):
             try:
                 files = outcome.save(out, stem)
-            except OSError as error:
-                outcome = ImageError(str(path), f"its results cannot be written ({error.strerror or error})")
+                others.add(path, outcome, stem)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                outcome = ImageError(str(path), f"its results cannot be written ({reason})")
         if isinstance(outcome, ImageError):
             failures.append({"photo": str(path), "error": outcome.problem})
             console.print(f"lexiseg: {outcome}", markup=False, highlight=False, soft_wrap=True)
@@ -207,6 +215,7 @@ def segment(
         if as_json:
             entry = outcome.to_dict()
             printed.append({**entry, "files": {kind: str(file) for kind, file in files.items()}})
+    others.write()
     if as_json:
         print(json.dumps({"results": printed, "failures": failures}, indent=1, ensure_ascii=False))
     else:
@@ -980,7 +989,7 @@ def _expand(photos: Sequence[Path]) -> Iterator[Path]:
 
 def _mask_files(masks: Path, photos: Sequence[Path]) -> list[Path]:
     """The file with the masks of each photo, there or not: one that is missing is a failure of its photo alone."""
-    from lexiseg.mask_input import SUFFIXES, find_masks
+    from lexiseg.mask_input import OF_MANY_PHOTOS, SUFFIXES, find_masks
 
     if not masks.exists():
         _wrong(f"--masks {masks}: there is no such file or folder")
@@ -989,6 +998,8 @@ def _mask_files(masks: Path, photos: Sequence[Path]) -> list[Path]:
         if any(file.resolve() == photo.resolve() for file, photo in zip(found, photos, strict=True)):
             _wrong(f"--masks {masks}: the photos are in this folder too; put the masks into one of their own")
         return found
+    if masks.suffix.lower() in OF_MANY_PHOTOS:
+        return [masks] * len(photos)
     if len(photos) > 1:
         kinds = ", ".join(SUFFIXES)
         _wrong(f"--masks {masks}: one file for {len(photos)} photos; give a folder of files named like them ({kinds})")
@@ -997,7 +1008,7 @@ def _mask_files(masks: Path, photos: Sequence[Path]) -> list[Path]:
 
 def _is_result(path: Path) -> bool:
     """A picture that `save` has written: the JSON file of the same stem lies beside it."""
-    for ending in (".overlay.png", ".labels.png"):
+    for ending in (".overlay.png", ".labels.png", ".palette.png"):
         if path.name.endswith(ending):
             return path.with_name(path.name.removesuffix(ending) + ".json").is_file()
     return False
@@ -1152,6 +1163,42 @@ def _show_remarks(remarks: Sequence[Remark], console: Console) -> None:
         cosine = "" if remark.similarity is None else f"{remark.similarity:.2f}"
         table.add_row("warning" if remark.is_warning else "note", escape(shown), cosine, escape(remark.says))
     console.print(table)
+
+
+class _OtherFormats:
+    """What `segment --format` writes beside the usual files: pictures at once, files of all photos in the end."""
+
+    def __init__(self, names: Iterable[str], photos: Sequence[Path], out: Path) -> None:
+        self.out = out
+        self.results: list[tuple[PhotoRecord, Vocabulary]] = []
+        if not names:
+            self.formats: dict[str, Format] = {}
+            return
+        from lexiseg.formats.table import find_format
+
+        whole = [photo.absolute() for photo in photos]
+        root = Path(os.path.commonpath([photo.parent for photo in whole]))
+        self.names = {photo: path.relative_to(root).as_posix() for photo, path in zip(photos, whole, strict=True)}
+        try:
+            self.formats = {name: find_format(name, self.names.values()) for name in names}
+        except ValueError as error:
+            _wrong(f"--format: {error}")
+
+    def add(self, photo: Path, result: Result, stem: str) -> None:
+        """Raises OSError or ValueError."""
+        for name, format in self.formats.items():
+            if format.picture is not None and name != "png":  # the label map is written anyway
+                format.picture(result).save(self.out / f"{stem}.{name}.png")
+        if self.formats:
+            self.results.append((replace(result.record(), photo=self.names[photo]), result.vocabulary))
+
+    def write(self) -> None:
+        from lexiseg.formats.table import write_merged
+
+        for format in self.formats.values():
+            if format.merged is not None and self.results:
+                vocabulary = self.results[0][1]
+                write_merged(format.merged, self.out, [record for record, _ in self.results], vocabulary)
 
 
 class _Tally:

@@ -8,19 +8,14 @@ from pathlib import Path
 
 from lexiseg.bulk.folder import BatchFolder
 from lexiseg.formats.records import PhotoRecord
+from lexiseg.formats.table import write_merged
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.weights.files import replacing, replacing_folder
 
 
 def merge(folder: BatchFolder, names: Sequence[str], vocabulary: Vocabulary) -> Path | None:
     """Writes what the format makes of all photos, in the order of `names`; None where it makes nothing of them."""
     merged = folder.format.merged
-    if merged is None:
-        return None
-    path = folder.path / merged.name
-    with replacing_folder(path) if merged.is_folder else replacing(path) as temporary:
-        merged.write(temporary, _Records(folder, names), vocabulary)
-    return path
+    return None if merged is None else write_merged(merged, folder.path, _Records(folder, names), vocabulary)
 
 
 def forget_merged(folder: BatchFolder) -> None:

@@ -18,6 +18,7 @@ from lexiseg.formats.parquet import write_parquet
 from lexiseg.formats.records import Records
 from lexiseg.formats.yolo import write_yolo
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.weights.files import replacing, replacing_folder
 
 
 class Pictured(Protocol):
@@ -68,6 +69,14 @@ FORMATS: dict[str, Format] = {
     ),
 }
 """Name -> what it is."""
+
+
+def write_merged(merged: Merged, folder: Path, records: Records, vocabulary: Vocabulary) -> Path:
+    """Writes it into the folder, whole or not at all; what was there before is replaced."""
+    path = folder / merged.name
+    with replacing_folder(path) if merged.is_folder else replacing(path) as temporary:
+        merged.write(temporary, records, vocabulary)
+    return path
 
 
 def find_format(name: str, photos: Iterable[str] = ()) -> Format:
