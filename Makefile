@@ -68,7 +68,7 @@ test-all: check
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open out/site/index.html"
+	@echo "Open out/site/index.html; with the search: $(PYTHON) -m http.server --directory out/site"
 
 format: $(INSTALLED)
 	$(BIN)/ruff format $(CODE)

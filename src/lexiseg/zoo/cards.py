@@ -20,6 +20,7 @@ def card(entry: Entry) -> dict[str, str]:
         "What it is": entry.title,
         "Paper": _paper(entry.paper),
         "Where it comes from": _origin(entry),
+        "Needs": entry.needs,
         "Trained on": entry.trained_on,
         "Words of its training": _words(entry, settings),
         "Published": _published(entry),
@@ -70,8 +71,8 @@ def _origin(entry: Entry) -> str:
     if isinstance(source, Composed):
         return f"masks by {part_link(source.proposals)}; named by {part_link(source.regions)}"
     if isinstance(source, Embedded):
-        return f"this package ({entry.needs}); [how it was made](embedded-model.md)"
-    return entry.needs
+        return "this package; [how it was made](embedded-model.md)"
+    return f"[{source.repository}](https://huggingface.co/{source.repository}), revision {source.revision}"
 
 
 def _words(entry: Entry, settings: Settings | None) -> str:
