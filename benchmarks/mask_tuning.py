@@ -260,7 +260,9 @@ What MaskCLIP++ claims, tried out at the smallest scale: does tuning on true mas
 classes it sees without losing those it does not see, and does the similarity modelling between tower and words
 ("consistency alignment") help?
 
-```
+<!-- not run: takes hours, and photos that are not part of the project -->
+
+```bash
 python benchmarks/mask_tuning.py DATA --out RUN
 python benchmarks/mask_tuning.py DATA --out RUN --write docs/maskclip-pp-training.md
 ```
