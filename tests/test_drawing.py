@@ -134,3 +134,15 @@ def test_every_size_works(size_hw: tuple[int, int]) -> None:
 def test_nothing_to_draw() -> None:
     rgb = photo(400, 700)
     assert np.array_equal(np.array(overlay(rgb, np.zeros((400, 700), np.int32), [])), rgb)
+
+
+def test_very_large_photos_are_drawn_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexiseg.drawing._MOST_PIXELS", 500_000)
+    rgb = np.zeros((901, 1201, 3), np.uint8)
+    rgb[:, 600:] = (0, 200, 0)
+    values = np.zeros((901, 1201), np.uint8)
+    values[:, 600:] = 1
+    picture = np.asarray(overlay(rgb, values, [Patch(1, (255, 0, 0))], opacity=0.5))
+    assert picture.shape == (450, 600, 3)
+    assert (picture[:, :299] == 0).all()
+    assert (picture[200, 310:590] == (127, 100, 0)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +19,8 @@ OPACITY = 0.45
 
 # Below this many pixels on its longer side a photo is enlarged by a whole number: words need some ten pixels of height.
 _READABLE_SIDE = 640
+# Above so many pixels it is reduced by a whole number: few programs open a picture of 100 megapixels to look at it.
+_MOST_PIXELS = 64_000_000
 # Pixels that are drawn at once.
 _BAND_PIXELS = 2_000_000
 # Words are placed on a reduced map: a hundred regions of a 12-megapixel photo in a second instead of a minute.
@@ -69,7 +72,8 @@ def shade(color: Color, number: int) -> Color:
 
 
 def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opacity: float = OPACITY) -> Image.Image:
-    """The photo with its segments over it. Small photos come back enlarged, so that the words can be read.
+    """The photo with its segments over it. Small photos come back enlarged, so that the words can be read, and those of
+    more than 64 megapixels reduced.
 
     rgb uint8 [H, W, 3]; values int [H, W] >= -1, where pixels without a patch stay as they are. Of large photos nothing
     but the outcome itself is held whole.
@@ -80,6 +84,9 @@ def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opaci
         size = (width * times, height * times)
         rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
         values = values.repeat(times, 0).repeat(times, 1)
+        height, width = values.shape
+    elif height * width > _MOST_PIXELS:
+        rgb, values = _reduced(rgb, values, math.ceil(math.sqrt(height * width / _MOST_PIXELS)))
         height, width = values.shape
     highest = int(values.max(initial=0))
     table = np.zeros((highest + 2, 3), np.uint8)  # the last row is what -1 reads
@@ -98,6 +105,19 @@ def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opaci
         image.paste(Image.fromarray(band[top - first : bottom - first]), (0, top))
     _write_words(image, values, patches)
     return image
+
+
+def _reduced(rgb: np.ndarray, values: np.ndarray, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """The photo and the map of its segments, smaller by a whole number of times; a rest at the border is left out."""
+    height, width = values.shape[0] // times, values.shape[1] // times
+    small = np.empty((height, width, 3), np.uint8)
+    step = max(1, _BAND_PIXELS // (width * times * times))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        band = rgb[top * times : bottom * times, : width * times]
+        small[top:bottom] = np.asarray(Image.fromarray(band).reduce(times))
+    middles = values[times // 2 :: times, times // 2 :: times]
+    return small, np.ascontiguousarray(middles[:height, :width])
 
 
 def _tinted(

@@ -160,7 +160,7 @@ class Result:
         return tuple(chosen)
 
     def overlay(self, opacity: float = OPACITY) -> Image.Image:
-        """The photo with the segments over it and their words inside; small photos come back enlarged."""
+        """The photo with the segments over it and their words inside; small ones come enlarged, huge ones reduced."""
         patches = []
         for segment, color in zip(self.segments, self.colors, strict=True):
             text = f"{segment.label} {segment.score:.0%}" if self.task == "instance" else segment.label

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ import torch
 from lexiseg import tiling
 from lexiseg.postprocess import Frame, SemanticView, semantic_scores
 from lexiseg.segmenter import Segmenter
-from lexiseg.tiling import Tiling
+from lexiseg.tiling import PanopticView, Span, Tiling
+from lexiseg.tiling.looking import Tile, ramp
 from lexiseg.types import PanopticMap, Segment, SigmoidAt
 from lexiseg.vocabulary import Vocabulary, VocabularyClass
 from tests.colour_model import colour_model
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 WORDS = "red, green, blue"
+
+Look = Callable[[Span, Span], PanopticView]
 
 
 def three_bands(height: int, width: int) -> np.ndarray:
@@ -47,7 +51,8 @@ def test_tiles_cover_an_axis_and_share_the_overlap(length: int, side: int, overl
 
 def test_weights_of_all_tiles_are_one() -> None:
     spans = Tiling(100, 33).along(371)
-    total = sum(torch.nn.functional.pad(tiling._ramp(span, span, 33, 371), (span[0], 371 - span[1])) for span in spans)
+    places = torch.arange(371) + 0.5
+    total = sum(ramp(places, span, 33, 371) for span in spans)
     assert torch.allclose(torch.as_tensor(total), torch.ones(371))
 
 
@@ -64,7 +69,7 @@ def test_parts_read_what_the_whole_reads(sigmoid_at: SigmoidAt) -> None:
     view = SemanticView(torch.randn(7, 16, 24, generator=generator), torch.rand(7, 5, generator=generator), frame)
     whole = semantic_scores(view.mask_logits, view.class_probs, frame, sigmoid_at)
     rows, columns = (200, 281), (1000, 1122)
-    tile = tiling._Tile.seen(view, sigmoid_at, rows, columns, 20, (5000, 5000))
+    tile = Tile.seen(view, sigmoid_at, rows, columns, 20, (5000, 5000))
     torch.testing.assert_close(tile.scores(rows, columns), whole)
     part = tile.cut((261, 281), (1000, 1122))
     assert part.maps.shape[1] < 8
@@ -81,12 +86,13 @@ def test_scores_are_mixed_in_the_overlap() -> None:
         probs = torch.tensor([[0.9, 0.1]]) if columns[0] == 0 else torch.tensor([[0.1, 0.5]])
         return SemanticView(torch.full((1, *size), 20.0), probs, Frame(size, size, size))
 
-    found = tiling.semantic((64, 160), Tiling(96, 32), look)
+    found = tiling.semantic((64, 160), Tiling(96, 32, context=0), look)
     labels = found.labels.numpy()
     assert (labels == labels[0]).all()
-    # 0.9 (1 - w) + 0.1 w against 0.1 (1 - w) + 0.5 w: equal at w = 2 / 3 of the 32 pixels from 64 to 96
-    assert int((labels[0] == 0).sum()) == 64 + 21
-    assert [segment.area for segment in found.segments] == [64 * 85, 64 * 75]
+    # 0.9 (1 - w) + 1/6 w against 0.1 (1 - w) + 5/6 w: equal at w = 6/11, which a raised cosine has after 0.529 of the
+    # 32 pixels from 64 to 96
+    assert int((labels[0] == 0).sum()) == 64 + 17
+    assert [segment.area for segment in found.segments] == [64 * 81, 64 * 79]
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
@@ -104,7 +110,7 @@ def test_a_large_photo_has_no_seams(task: str) -> None:
     height, width = 500, 700
     segmenter = Segmenter(colour_model(), "cpu", tiles=Tiling(128, 24))
     result = segmenter(three_bands(height, width), WORDS, task)  # type: ignore[call-overload]
-    assert result.label_map.dtype == (np.uint8 if task == "semantic" else np.int16)
+    assert result.label_map.dtype == np.uint8
     assert [segment.label for segment in sorted(result.segments, key=lambda s: s.label_index)] == [
         "red",
         "green",
@@ -123,7 +129,32 @@ def test_a_large_photo_has_no_seams(task: str) -> None:
     assert result.overlay().size == (width, height)
 
 
-def test_things_join_by_shape_and_stuff_by_class() -> None:
+def true_look(truth: np.ndarray, classes: dict[int, int], count: int, blind: Callable[[int, int], bool]) -> Look:
+    """A look that sees the truth on the grid of its tile, but for segments of which blind(side, value) is true."""
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        part = truth[slice(*rows), slice(*columns)].copy()
+        side = columns[1] - columns[0]
+        part[np.isin(part, [v for v in classes if blind(side, v)])] = 0
+        present = [int(v) for v in np.unique(part) if v]
+        masks = torch.from_numpy(np.stack([part == v for v in present] or [part < 0]).astype(np.float32) * 20 - 10)
+        probs = torch.zeros(len(masks), count)
+        for row, value in enumerate(present):
+            probs[row, classes[value]] = 0.9
+        ids = np.searchsorted([0, *present], part)
+        segments = tuple(
+            Segment(classes[v], 0.5 + columns[0] / 1000, int((part == v).sum()), torch.eye(count)[classes[v]])
+            for v in present
+        )
+        view = SemanticView(masks, probs, Frame(part.shape, part.shape, part.shape))
+        void = torch.zeros(len(masks))
+        return PanopticView(tiling.with_void(view, void, 0.0), PanopticMap(torch.from_numpy(ids), segments))
+
+    return look
+
+
+@pytest.mark.parametrize("context", [0.0, 0.8])
+def test_things_join_by_shape_and_stuff_by_class(context: float) -> None:
     """One long thing through three tiles, one in the second tile alone, stuff in the first and the last."""
     truth = np.zeros((64, 224), np.int32)
     truth[10:30, 20:200] = 1
@@ -131,21 +162,9 @@ def test_things_join_by_shape_and_stuff_by_class() -> None:
     truth[40:60, :30] = 3
     truth[40:60, 200:] = 3
     classes = {1: 0, 2: 0, 3: 1}
-
-    def look(rows: tuple[int, int], columns: tuple[int, int]) -> PanopticMap:
-        part = truth[slice(*rows), slice(*columns)]
-        present = [int(v) for v in np.unique(part) if v]
-        ids = np.zeros_like(part)
-        segments = []
-        for number, value in enumerate(present, start=1):
-            ids[part == value] = number
-            area = int((part == value).sum())
-            segments.append(Segment(classes[value], 0.5 + columns[0] / 1000, area, torch.eye(2)[classes[value]]))
-        return PanopticMap(torch.from_numpy(ids), tuple(segments))
-
-    found = tiling.panoptic(truth.shape, Tiling(96, 32), look, [True, False])
+    look = true_look(truth, classes, 2, lambda side, value: False)
+    found = tiling.panoptic(truth.shape, Tiling(96, 32, context), look, [True, False])
     ids = found.ids.numpy()
-    assert len(found.segments) == 3
     assert sorted((s.class_index, s.area) for s in found.segments) == sorted(
         (classes[v], int((truth == v).sum())) for v in (1, 2, 3)
     )
@@ -157,13 +176,85 @@ def test_things_join_by_shape_and_stuff_by_class() -> None:
     torch.testing.assert_close(long.class_scores, torch.tensor([1.0, 0.0]))
 
 
-def test_where_a_tile_finds_nothing_its_neighbour_counts() -> None:
-    def look(rows: tuple[int, int], columns: tuple[int, int]) -> PanopticMap:
-        ids = torch.full((rows[1] - rows[0], columns[1] - columns[0]), int(columns[0] == 0), dtype=torch.int32)
-        return PanopticMap(ids, (Segment(0, 0.9, ids.numel(), torch.ones(1)),) if columns[0] == 0 else ())
+def test_a_thing_that_the_whole_look_sees_is_one_though_tiles_see_parts_of_it() -> None:
+    """Tiles see the two ends of a bus, with nothing in common that could join them; a coarse look sees all of it."""
+    truth = np.zeros((64, 224), np.int32)
+    truth[10:40, 10:80] = 1
+    truth[10:40, 130:220] = 2
+    classes = {1: 0, 2: 0}
+    bus = (truth > 0).astype(np.int32)
+    bus[10:40, 80:130] = 1
 
-    found = tiling.panoptic((64, 160), Tiling(96, 32), look, [True])
-    assert found.segments[0].area == 64 * 96
+    def look(rows: Span, columns: Span) -> PanopticView:
+        seen = bus if columns == (0, 224) else truth
+        return true_look(seen, classes, 1, lambda side, value: False)(rows, columns)
+
+    assert len(tiling.panoptic(truth.shape, Tiling(96, 16, context=0), look, [True]).segments) == 2
+    found = tiling.panoptic(truth.shape, Tiling(96, 16, context=1), look, [True])
+    assert len(found.segments) == 1
+
+
+def test_small_things_that_only_tiles_see_are_there_and_keep_apart() -> None:
+    truth = np.zeros((96, 400), np.int32)
+    truth[:] = 3
+    truth[40:50, 30:40] = 1
+    truth[40:50, 44:54] = 2
+    classes = {1: 0, 2: 0, 3: 1}
+    look = true_look(truth, classes, 2, lambda side, value: side == 400 and value < 3)
+    found = tiling.panoptic(truth.shape, Tiling(96, 16), look, [True, False])
+    assert sorted((s.class_index, s.area) for s in found.segments) == [(0, 100), (0, 100), (1, 96 * 400 - 200)]
+
+
+def test_pixels_that_no_mask_is_on_have_no_segment() -> None:
+    truth = np.zeros((64, 224), np.int32)
+    truth[20:40, 50:150] = 1
+    look = true_look(truth, {1: 0}, 1, lambda side, value: False)
+    found = tiling.panoptic(truth.shape, Tiling(96, 16), look, [False])
+    assert np.array_equal(found.ids.numpy() > 0, truth > 0)
+
+
+def opinions(seed: int) -> Callable[[Span, Span], SemanticView]:
+    """All looks see the same discs; every tile has, besides, an opinion of its own on all that it shows."""
+    height, width = 512, 768
+    y, x = np.mgrid[:height, :width]
+    discs = ((x % 96 - 48) ** 2 + (y % 96 - 48) ** 2 < 30**2).astype(np.float32)
+
+    def look(rows: Span, columns: Span) -> SemanticView:
+        size = (rows[1] - rows[0], columns[1] - columns[0])
+        inside = torch.from_numpy(discs[slice(*rows), slice(*columns)]) * 20 - 10
+        own = torch.rand(1, 3, generator=torch.Generator().manual_seed(seed + rows[0] * 1000 + columns[0]))
+        own *= size != (height, width)
+        probs = torch.cat([torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.4, 0.5]]), own])
+        masks = torch.stack([inside, -inside, torch.full(size, 10.0)])
+        return SemanticView(masks, probs, Frame(size, size, size))
+
+    return look
+
+
+def seam_index(labels: np.ndarray, tiling: Tiling) -> float:
+    """How much denser label changes are in the middles of the overlaps than elsewhere; one where there are no seams."""
+    near, far = [], []
+    for axis, change in ((1, labels[:, 1:] != labels[:, :-1]), (0, labels[1:] != labels[:-1])):
+        spans = tiling.along(labels.shape[axis])
+        middles = [(a[1] + b[0]) / 2 for a, b in itertools.pairwise(spans)]
+        at = np.arange(change.shape[axis])
+        band = np.any([abs(at - middle) < tiling.overlap / 4 for middle in middles], axis=0)
+        density = change.mean(1 - axis)
+        near.append(density[band].mean())
+        far.append(density[~band].mean())
+    return float(np.mean(near) / max(np.mean(far), 1e-6))
+
+
+def test_tiles_that_disagree_leave_no_seams() -> None:
+    """Of plain tiles the borders are the first thing one sees; with coarser looks there are none to be measured."""
+    alone, around = Tiling(128, 24, context=0), Tiling(128, 24)
+    plain, mixed = (tiling.semantic((512, 768), one, opinions(seed=1)).labels.numpy() for one in (alone, around))
+    whole = opinions(seed=1)((0, 512), (0, 768))
+    true = (whole.mask_logits[0] < 0).numpy() + 1
+    assert seam_index(plain, alone) > 3
+    assert seam_index(mixed, around) < 1.15
+    assert (plain != true).mean() > 0.2
+    assert (mixed != true).mean() < 0.02
 
 
 def test_what_tiles_cannot_do_is_said() -> None:
@@ -191,7 +282,7 @@ import json, resource, sys
 import numpy as np
 from PIL import Image
 from lexiseg.segmenter import Segmenter
-from lexiseg.tiling import Tiling
+from lexiseg.tiling import PanopticView, Span, Tiling
 from tests.colour_model import colour_model
 
 def peak():

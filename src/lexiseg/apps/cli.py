@@ -154,7 +154,7 @@ def segment(
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     context: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Weight of a look at the whole photo against --tile; semantic. Default: 0.5."),
+        typer.Option(min=0, max=1, help="What is larger than a --tile is left to coarser looks; 0: none. Default: 0.8."),
     ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
@@ -277,7 +277,7 @@ def batch(
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     context: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Weight of a look at the whole photo against --tile; semantic. Default: 0.5."),
+        typer.Option(min=0, max=1, help="What is larger than a --tile is left to coarser looks; 0: none. Default: 0.8."),
     ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)

@@ -1,0 +1,353 @@
+"""Panoptic segments of a photo in tiles: one thing through any number of tiles is one, and no border is a tile's.
+
+Which class a pixel has is told by the mixed scores of all looks (`mixing`), to which void is one class more. Stuff is
+that. For things there is, beside it, a small map of who is where, made from the largest tiles to the smallest: what a
+coarse look sees whole stays whole, smaller tiles add what it could not see, and things that neighbours show in their
+overlap with one shape are one. A pixel of a class of things belongs to the thing of its class that lies there, or near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from lexiseg.postprocess import SemanticView
+from lexiseg.tiling.cutting import Span, Tiling
+from lexiseg.tiling.mixing import semantic
+from lexiseg.types import PanopticMap, Segment, SemanticMap, SigmoidAt, Size
+
+JOIN_IOU = 0.5
+"""Intersection over union that two tiles' views of a thing need in their overlap to be taken for one thing."""
+
+INSIDE = 0.5
+"""Share of a thing that lies in a coarser look's thing of its class when it is a part of that, or that itself."""
+
+KEPT = 0.5
+"""Share of a thing that must have its class in the mixed scores; else it was a look's mistake."""
+
+# Pixels of the photo, a side, of a cell of the map of things in the smallest tiles.
+_CELL = 2
+# A thing of this part of a tile's side, squared, is seen whole there; smaller ones may be several that touch.
+_SEEN_WHOLE = 1 / 16
+# Pixels are given to a thing as far away as this part of a tile's side.
+_NEAR = 1 / 8
+# Pixels that are named at once.
+_BAND_PIXELS = 2_000_000
+# Near things are looked for on a map of cells so many times larger.
+_NEAR_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class PanopticView:
+    """What a look says: about the classes of the pixels, and which segments there are."""
+
+    scores: SemanticView
+    """Its last class is void: see `with_void`."""
+    segments: PanopticMap
+    """Of the same picture on any grid."""
+
+
+def with_void(scores: SemanticView, void_prob: Tensor, threshold: float) -> SemanticView:
+    """The view with one more class, void, and one more mask: where no other is on.
+
+    void_prob [Q]. Masks that are void, or whose best score is not above the threshold, are for void alone.
+    """
+    probs, void = scores.class_probs, void_prob.to(scores.class_probs)
+    best = probs.amax(1)
+    lost = (best <= void) | (best <= threshold)
+    void = torch.where(lost, probs.sum(1) + void, void)
+    probs = torch.cat([probs * ~lost[:, None], void[:, None]], 1)  # [Q, K + 1]
+    nothing = torch.zeros_like(probs[:1])
+    nothing[0, -1] = 1
+    masks = scores.mask_logits
+    if not len(masks):
+        return SemanticView(masks.new_full((1, *masks.shape[1:]), 10.0), nothing, scores.frame)
+    masks = torch.cat([masks, -masks.amax(0, keepdim=True)])
+    return SemanticView(masks, torch.cat([probs, nothing]), scores.frame)
+
+
+def panoptic(
+    size_hw: Size,
+    tiling: Tiling,
+    look: Callable[[Span, Span], PanopticView],
+    is_thing: Sequence[bool],
+    sigmoid_at: SigmoidAt = "output",
+) -> PanopticMap:
+    """The segments of a photo in tiles.
+
+    look(rows, columns): what a model sees in that part of the photo, as for `semantic`. A thing's scores are the means
+    of its parts', weighted by area; those of stuff the mean of its pixels' mixed scores. Pixels are without a segment
+    where void has the best score, and where the scores tell a class of things but no look a thing near. Ids [H, W] are
+    on the CPU, in the narrowest of uint8, int16 and int32.
+    """
+    things = _Things(is_thing)
+    levels = [*tiling.coarser(size_hw), tiling]
+    plan = [
+        (rows, columns, level)
+        for level in range(len(levels))
+        for rows in levels[level].along(size_hw[0])
+        for columns in levels[level].along(size_hw[1])
+    ]
+    coming = iter(plan)
+    reached = -1
+
+    def scores(rows: Span, columns: Span) -> SemanticView:
+        nonlocal reached
+        *expected, level = next(coming)
+        if expected != [rows, columns]:
+            raise AssertionError(f"looks come in the order of the plan: {expected}, not {[rows, columns]}")
+        if level != reached:
+            things.begin(size_hw, levels[level], _CELL * 2 ** (len(levels) - 1 - level))
+            reached = level
+        seen = look(rows, columns)
+        things.add(seen.segments, rows, columns)
+        return seen.scores
+
+    labels = semantic(size_hw, tiling, scores, sigmoid_at)
+    things.finish()
+    return things.assigned(labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a tile says on the cells whose centres it has."""
+
+    rows: Span
+    """Cells."""
+    columns: Span
+    numbers: np.ndarray
+    """int32 [n, m]: a thing's number + 1, 0 for none."""
+
+    def shared(self, other: _Shown) -> tuple[np.ndarray, np.ndarray]:
+        """What both say about the cells that both have."""
+        rows = (max(self.rows[0], other.rows[0]), min(self.rows[1], other.rows[1]))
+        columns = (max(self.columns[0], other.columns[0]), min(self.columns[1], other.columns[1]))
+        own, its = (
+            shown.numbers[
+                rows[0] - shown.rows[0] : max(rows) - shown.rows[0],
+                columns[0] - shown.columns[0] : max(columns) - shown.columns[0],
+            ]
+            for shown in (self, other)
+        )
+        return own, its
+
+
+class _Things:
+    """The things of all looks, which of them are one, and where they are."""
+
+    def __init__(self, is_thing: Sequence[bool]) -> None:
+        self._is_thing = is_thing
+        self._segments: list[Segment] = []
+        self._same_as: list[int] = []
+        self._seen_whole: list[bool] = []
+        self._tiling = Tiling()
+        self._cell = 0
+        self._map = np.zeros((0, 0), np.int32)
+        self._coarser: np.ndarray | None = None
+        self._above: list[_Shown] = []
+        self._current: list[_Shown] = []
+
+    def begin(self, size_hw: Size, tiling: Tiling, cell: int) -> None:
+        """Tiles of the next size: cells of the map have half the side of those before."""
+        self.finish()
+        self._coarser = self._map if self._map.size else None
+        self._map = np.zeros((-(-size_hw[0] // cell), -(-size_hw[1] // cell)), np.int32)
+        self._tiling, self._cell = tiling, cell
+        self._above, self._current = [], []
+
+    def add(self, found: PanopticMap, rows: Span, columns: Span) -> None:
+        """The segments of a tile; tiles come row by row."""
+        if self._current and self._current[-1].columns[1] * self._cell > columns[0] + self._tiling.overlap + self._cell:
+            self._above, self._current = self._current, []
+        shown = self._numbered(found, rows, columns)
+        for other in (*self._above, *self._current[-1:]):
+            self._join(*other.shared(shown))
+        self._lay(shown, rows, columns)
+        self._current.append(shown)
+
+    def _numbered(self, found: PanopticMap, rows: Span, columns: Span) -> _Shown:
+        """The things of a tile by numbers that no other tile has, on the cells of the map."""
+        ids = found.ids.cpu().numpy()
+        spans, places = [], []
+        for own, length in zip((rows, columns), ids.shape, strict=True):
+            first, last = ((side + self._cell // 2) // self._cell for side in own)
+            last = max(last, first + 1)
+            centres = (np.arange(first, last) + 0.5) * self._cell - own[0]
+            spans.append((first, last))
+            places.append(np.clip(centres * (length / (own[1] - own[0])), 0, length - 1).astype(np.intp))
+        ids = ids[places[0][:, None], places[1]]
+        table = np.zeros(len(found.segments) + 1, np.int32)
+        least = (self._tiling.side * _SEEN_WHOLE / self._cell) ** 2
+        areas = np.bincount(ids.ravel(), minlength=len(table))
+        for number, segment in enumerate(found.segments, start=1):
+            if self._is_thing[segment.class_index]:
+                self._segments.append(segment)
+                self._same_as.append(len(self._same_as))
+                self._seen_whole.append(bool(areas[number] >= least))
+                table[number] = len(self._segments)
+        # Cells beyond the last of the map are of a border narrower than half a cell.
+        spans = [(a, min(b, length)) for (a, b), length in zip(spans, self._map.shape, strict=True)]
+        numbers = table[ids][: spans[0][1] - spans[0][0], : spans[1][1] - spans[1][0]]
+        return _Shown(spans[0], spans[1], numbers)
+
+    def _join(self, one: np.ndarray, other: np.ndarray) -> None:
+        """What two tiles say about the same cells: things of one class whose shapes agree are one."""
+        areas, shared = _meetings(one, other)
+        for (a, b), count in shared.items():
+            same_class = self._segments[a - 1].class_index == self._segments[b - 1].class_index
+            if same_class and count > JOIN_IOU * (areas[0][a] + areas[1][b] - count):
+                self._unite(a - 1, b - 1)
+
+    def _lay(self, shown: _Shown, rows: Span, columns: Span) -> None:
+        """Up to the middle of an overlap the earlier tile has the word, unless it has nothing to say."""
+        half = self._tiling.overlap // 2 // self._cell
+        later = np.ones(shown.numbers.shape, bool)
+        later[: half if rows[0] else 0] = False
+        later[:, : half if columns[0] else 0] = False
+        place = self._map[slice(*shown.rows), slice(*shown.columns)]
+        chosen = ((shown.numbers > 0) & later) | (place == 0)
+        place[chosen] = shown.numbers[chosen]
+
+    def finish(self) -> None:
+        """After the last tile of a size: its things and those of the coarser tiles are one map."""
+        if self._coarser is None:
+            return
+        coarser = self._coarser.repeat(2, 0).repeat(2, 1)[: self._map.shape[0], : self._map.shape[1]]
+        self._coarser = None
+        roots = np.zeros(len(self._segments) + 1, np.int32)
+        roots[1:] = [self._root(number) + 1 for number in range(len(self._segments))]
+        areas, shared = _meetings(roots[self._map], roots[coarser])
+        told = np.zeros(len(roots), np.int64)  # cells of coarser things in which smaller tiles see things of their own
+        for (fine, coarse), count in shared.items():
+            if self._segments[fine - 1].class_index != self._segments[coarse - 1].class_index:
+                continue
+            alike = count > JOIN_IOU * (areas[0][fine] + areas[1][coarse] - count)
+            if alike or (self._seen_whole[coarse - 1] and count > INSIDE * areas[0][fine]):
+                self._unite(fine - 1, coarse - 1)
+            else:
+                told[coarse] += count
+        stays = np.array(
+            [coarse == 0 or told[coarse] <= INSIDE * areas[1].get(coarse, 0) for coarse in range(len(roots))]
+        )
+        free = (self._map == 0) & stays[roots[coarser]]
+        self._map[free] = coarser[free]
+
+    def _unite(self, one: int, other: int) -> None:
+        first, second = sorted((self._root(one), self._root(other)))
+        self._same_as[second] = first
+        self._seen_whole[first] |= self._seen_whole[second]
+
+    def _root(self, number: int) -> int:
+        while self._same_as[number] != number:
+            number = self._same_as[number]
+        return number
+
+    # ------------------------------------------------------------------------------------------------- the outcome
+
+    def assigned(self, found: SemanticMap) -> PanopticMap:
+        """Every pixel by its class, of which the last is void, and by what thing is there."""
+        labels = found.labels.numpy()
+        count, classes = len(self._segments), len(self._is_thing)
+        cells = np.bincount(self._map.ravel(), minlength=count + 1)
+        members: dict[int, list[int]] = {}
+        for number in range(count):
+            if cells[number + 1]:
+                members.setdefault(self._root(number), []).append(number)
+        thing_of = np.zeros(count + 1, np.int32)  # number + 1 of a segment -> number + 1 of the thing it is a part of
+        for thing, parts in enumerate(members.values(), start=1):
+            thing_of[[part + 1 for part in parts]] = thing
+        for row in self._map:
+            row[:] = thing_of[row]
+        roots = list(members)
+        class_of = np.array([classes, *(self._segments[root].class_index for root in roots)])
+
+        areas = np.zeros(len(class_of), np.int64)
+        near = self._near(class_of)
+        for band in self._bands(labels, class_of, near):
+            areas += np.bincount(band.ravel(), minlength=len(areas))[: len(areas)]
+        sizes = np.bincount(self._map.ravel(), minlength=len(class_of)) * self._cell**2
+        kept = [t for t in range(1, len(class_of)) if areas[t] >= max(1.0, KEPT * sizes[t])]
+        stuff = [s for s in found.segments if s.class_index < classes and not self._is_thing[s.class_index]]
+
+        # What a band holds -> ids; things first, then classes, void the last of these.
+        numbers = np.zeros(len(class_of) + classes + 1, np.int64)
+        numbers[kept] = np.arange(1, len(kept) + 1)
+        for number, segment in enumerate(stuff, start=len(kept) + 1):
+            numbers[len(class_of) + segment.class_index] = number
+        total = len(kept) + len(stuff)
+        # One more than the ids is needed where classes are counted from zero.
+        kind = next(kind for kind in (np.uint8, np.int16, np.int32) if total + 1 < np.iinfo(kind).max)
+        numbers = numbers.astype(kind)
+        ids = np.empty(labels.shape, kind)
+        top = 0
+        for band in self._bands(labels, class_of, near):
+            ids[top : top + len(band)] = numbers[band]
+            top += len(band)
+        segments = [self._thing(members[roots[t - 1]], cells, int(areas[t])) for t in kept]
+        for segment in stuff:
+            scores = segment.class_scores[:classes]
+            segments.append(Segment(segment.class_index, segment.score, segment.area, scores.cpu()))
+        return PanopticMap(torch.from_numpy(ids), tuple(segments))
+
+    def _thing(self, parts: Sequence[int], cells: np.ndarray, area: int) -> Segment:
+        weights = torch.tensor([int(cells[part + 1]) for part in parts], dtype=torch.float64)
+        share = weights / weights.sum()
+        scores = torch.stack([self._segments[part].class_scores.cpu().double() for part in parts])
+        own = torch.tensor([self._segments[part].score for part in parts], dtype=torch.float64)
+        return Segment(self._segments[parts[0]].class_index, float(share @ own), area, (share @ scores).float())
+
+    def _near(self, class_of: np.ndarray) -> dict[int, np.ndarray]:
+        """For each class with things: the nearest of them at every cell of a coarser map, 0 where none is near."""
+        small = self._map[_NEAR_STRIDE // 2 :: _NEAR_STRIDE, _NEAR_STRIDE // 2 :: _NEAR_STRIDE]
+        if not small.size:
+            small = self._map[:1, :1]
+        reach = self._tiling.side * _NEAR / (self._cell * _NEAR_STRIDE)
+        near = {}
+        for k in np.unique(class_of[1:]).tolist():
+            own = class_of[small] == k
+            if own.any():
+                distance, places = ndimage.distance_transform_edt(~own, return_indices=True)
+                near[k] = np.where(distance <= reach, small[tuple(places)], 0)
+        return near
+
+    def _bands(self, labels: np.ndarray, class_of: np.ndarray, near: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+        """Bands of the photo, int32 [n, W]: the thing a pixel is of, or as many as there are things plus its class."""
+        height, width = labels.shape
+        columns = np.minimum(np.arange(width) // self._cell, self._map.shape[1] - 1)
+        step = self._cell * max(1, _BAND_PIXELS // (width * self._cell))
+        for top in range(0, height, step):
+            part = labels[top : top + step]
+            rows = np.minimum(np.arange(top, top + len(part)) // self._cell, self._map.shape[0] - 1)
+            thing = self._map[rows[:, None], columns]
+            band = part.astype(np.int32) + len(class_of)
+            own = class_of[thing] == part
+            own &= thing > 0
+            band[own] = thing[own]
+            for k, nearest in near.items():
+                missing = np.nonzero((part == k) & ~own)
+                places = [
+                    np.minimum(axis // _NEAR_STRIDE, length - 1)
+                    for axis, length in zip((rows[missing[0]], columns[missing[1]]), nearest.shape, strict=True)
+                ]
+                found = nearest[places[0], places[1]]
+                band[missing] = np.where(found > 0, found, band[missing])
+            yield band
+
+
+def _meetings(
+    one: np.ndarray, other: np.ndarray
+) -> tuple[tuple[dict[int, int], dict[int, int]], dict[tuple[int, int], int]]:
+    """Areas of the values of either map, and of the places where two of them meet; zero is none."""
+    areas = []
+    for values in (one, other):
+        counts = np.bincount(values.ravel())
+        areas.append({int(value): int(counts[value]) for value in np.flatnonzero(counts) if value})
+    both = (one > 0) & (other > 0)
+    pairs, shared = np.unique(np.stack([one[both], other[both]]), axis=1, return_counts=True)
+    met = {(int(a), int(b)): count for a, b, count in zip(*pairs.tolist(), shared.tolist(), strict=True)}
+    return (areas[0], areas[1]), met
