@@ -1072,7 +1072,8 @@ def _tiling(tile: int | None, overlap: int | None, context: float | None = None)
             _wrong("--overlap and --context are of tiles: give their size as --tile")
         return None
     try:
-        return Tiling(tile, tile // 8 if overlap is None else overlap, 0.5 if context is None else context)
+        tiles = Tiling(tile, tile // 8 if overlap is None else overlap)
+        return tiles if context is None else replace(tiles, context=context)
     except ValueError as error:
         _wrong(f"--tile, --overlap: {error}")
 
