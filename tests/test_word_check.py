@@ -61,6 +61,13 @@ def test_synonyms_are_compared_across_classes(model: Model, limits: Alikeness) -
     assert (found.phrases, found.classes) == (("street", "road"), (0, 2))
 
 
+def test_many_words_are_compared_in_portions(model: Model, limits: Alikeness, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "road, sky | heaven, street, grass, car, tree, vehicle"
+    whole = remarks(model, limits, words)
+    monkeypatch.setattr("lexiseg.word_check.PORTION", 3)
+    assert kinds(remarks(model, limits, words)) == kinds(whole) >= {("same", ("car", "vehicle"))}
+
+
 def test_one_word_twice(model: Model, limits: Alikeness) -> None:
     found = remarks(model, limits, "tree, sky, trees, traffic light, traffic-lights")
     assert kinds(found) >= {("twice", ("tree", "trees")), ("twice", ("traffic light", "traffic-lights"))}

@@ -47,6 +47,9 @@ GENERAL_WORDS = frozenset(
 UNRELATED_QUANTILE = 0.999
 """Of a thousand pairs of words for different classes of COCO one is more alike than `Alikeness.close`."""
 
+PORTION = 512
+"""Phrases compared with all others at a time: the largest vocabulary would have 400 million pairs."""
+
 SHORT_PROMPT = 30
 """Pieces that every tower reads."""
 
@@ -112,13 +115,14 @@ def check_words(
 def measure_alikeness(model: Model, cache_folder: Path | None = None) -> Alikeness:
     """How alike words are to this model's text tower, measured on the 133 classes of COCO panoptic.
 
-    Cosines mean different things to different towers: CLIP's own hardly go below a half, those of the embedded models
-    are near zero for different things. So each tower is asked itself. `close` is what one of a thousand pairs of
+    Cosines mean different things to different towers: one keeps all words in a narrow cone, another spreads them until
+    different things are at right angles. So each tower is asked itself. `close` is what one of a thousand pairs of
     wordings of two classes exceeds, `same` is halfway from there to the median over pairs of wordings of one class.
     Wordings are the first two of each class. A tower to which different things are as alike as these has one limit.
     """
     known = Vocabulary.from_comma_format([",".join(line.split(", ")[:2]) for line in (*THINGS, *STUFF)])
-    cosines, class_of = _cosines(model, known, cache_folder)
+    rows, class_of = _rows(model, known, cache_folder)
+    cosines = rows @ rows.T
     one_class = class_of[:, None] == class_of
     upper = torch.ones_like(one_class).triu(1)
     one_thing = float(cosines[one_class & upper].median())
@@ -126,24 +130,22 @@ def measure_alikeness(model: Model, cache_folder: Path | None = None) -> Alikene
     return Alikeness(close=close, same=max(close, (close + one_thing) / 2))
 
 
-def _cosines(model: Model, vocabulary: Vocabulary, cache_folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Of all phrases with each other [A, A], and the class of each [A]."""
+def _rows(model: Model, vocabulary: Vocabulary, cache_folder: Path | None) -> tuple[Tensor, Tensor]:
+    """Of each phrase the unit vector [A, D], and its class [A]."""
     bank = model.text_bank(vocabulary, cache_folder)
-    rows = functional.normalize(bank.region.mean(1), dim=-1)  # [A, D]
-    return rows @ rows.T, bank.class_of
+    return functional.normalize(bank.region.mean(1), dim=-1), bank.class_of
 
 
 def _twice(vocabulary: Vocabulary) -> Iterator[Remark]:
     """The same word in two classes, or but for an s, a hyphen or a capital."""
-    first: dict[str, int] = {}
-    for number, phrase in enumerate(vocabulary.phrases):
-        other = first.setdefault(_bare(phrase), number)
-        one, two = vocabulary.class_of[other], vocabulary.class_of[number]
+    first: dict[str, tuple[str, int]] = {}
+    for phrase, two in zip(vocabulary.phrases, vocabulary.class_of, strict=True):
+        earlier, one = first.setdefault(_bare(phrase), (phrase, two))
         if one == two:
             continue
-        earlier = vocabulary.phrases[other]
         if folded(earlier) == folded(phrase):
-            says = f"in two classes, {_name(vocabulary, one)} and {_name(vocabulary, two)}: keep it in one of them"
+            names = vocabulary.names
+            says = f"in two classes, {names[one]!r} and {names[two]!r}: keep it in one of them"
         else:
             says = f"one word to the model, in two classes: write {_joined(earlier, phrase)} for one class"
         yield Remark("twice", (earlier, phrase), (one, two), says)
@@ -156,22 +158,26 @@ def _alike(
     if len(vocabulary) < 2:
         return
     limits = limits or measure_alikeness(model, cache_folder)
-    cosines, class_of = _cosines(model, vocabulary, cache_folder)
+    rows, class_of = _rows(model, vocabulary, cache_folder)
+    wordings, names = vocabulary.phrases, vocabulary.names
     worst: dict[tuple[int, int], tuple[float, int, int]] = {}
-    for one, two in ((cosines >= limits.close) & (class_of[:, None] < class_of)).nonzero().tolist():
-        if _bare(vocabulary.phrases[one]) == _bare(vocabulary.phrases[two]):
-            continue  # told already
-        pair = (int(class_of[one]), int(class_of[two]))
-        worst[pair] = max(worst.get(pair, (-1.0, 0, 0)), (float(cosines[one, two]), one, two))
+    for start in range(0, len(rows), PORTION):
+        cosines = rows[start : start + PORTION] @ rows.T  # [a, A]
+        alike = (cosines >= limits.close) & (class_of[start : start + PORTION, None] < class_of)
+        for row, two in alike.nonzero().tolist():
+            one = start + row
+            if _bare(wordings[one]) != _bare(wordings[two]):  # those are told already
+                pair = (int(class_of[one]), int(class_of[two]))
+                worst[pair] = max(worst.get(pair, (-1.0, 0, 0)), (float(cosines[row, two]), one, two))
     for pair, (similarity, one, two) in worst.items():
-        phrases = (vocabulary.phrases[one], vocabulary.phrases[two])
+        phrases = (wordings[one], wordings[two])
         if vocabulary.background and pair[1] == len(vocabulary) - 1:
             yield Remark(
                 "same" if similarity >= limits.same else "close",
                 phrases,
                 pair,
-                f"the background stands for {phrases[1]!r}, too, and takes from {_name(vocabulary, pair[0])}: "
-                f"write {_joined(vocabulary.names[pair[0]], phrases[1])} to keep it",
+                f"the background stands for {phrases[1]!r}, too, and takes from {names[pair[0]]!r}: "
+                f"write {_joined(names[pair[0]], phrases[1])} to keep it",
                 similarity,
             )
         elif similarity >= limits.same:
@@ -234,10 +240,6 @@ def _pieces(word: str) -> Sequence[int]:
 def _bare(phrase: str) -> str:
     """Without what makes no difference: capitals, hyphens, blanks, the s of a plural."""
     return singular(phrase.replace("-", " ").replace(" ", ""))
-
-
-def _name(vocabulary: Vocabulary, index: int) -> str:
-    return repr(vocabulary.names[index])
 
 
 def _joined(*phrases: str) -> str:
