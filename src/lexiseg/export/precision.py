@@ -47,19 +47,13 @@ def store_in_half(model: ir.Model) -> None:
         graph.insert_before(graph[0], cast)
 
 
-def store_in_bytes(path: Path, feeds: Iterable[Feed] | None, out: Path) -> None:
-    """A float32 file with its weights in eight bits.
+def store_in_bytes(path: Path, feeds: Iterable[Feed], out: Path) -> None:
+    """A float32 file whose convolutions are computed in eight bits, weights per channel.
 
-    feeds: inputs made of real photos. Convolutions and products with weights then compute in eight bits too, in the
-    ranges that the photos show. None, for text towers: products with weights measure their ranges as they go.
+    feeds: inputs made of real photos, whose ranges the activations get. Everything else stays in float32.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-
-    if feeds is None:
-        with _quiet():
-            quantization.quantize_dynamic(path, out, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
-        return
 
     class Reader(CalibrationDataReader):
         """The feeds, one after the other."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -106,7 +106,9 @@ def export_model(
         for target, size_hw in targets.items():
             path = folder / target.name
             bank = model.text_bank(words)
-            description = _write(model, path, vocabulary, bank, size_hw, precision, texts, photos)
+            description = _write(model, path, vocabulary, bank, size_hw, texts)
+            if precision != "float32":
+                description = make_smaller(path, path, precision, photos)
             check = checked(model, ExportedSegmenter.load(path, "cpu"), photos, words)
             if check.same_labels < least:
                 raise ExportError(
@@ -136,14 +138,12 @@ def _write(
     vocabulary: Vocabulary | None,
     bank: TextBank,
     size_hw: Size | None,
-    precision: Precision,
     texts: dict[str, TextFile],
-    photos: Sequence[Photo],
 ) -> Description:
-    """The file of one size. bank: the words that are in it, or some to trace it with."""
+    """The file of one size, in float32. bank: the words that are in it, or some to trace it with."""
     canvas = replace(model.canvas, within=size_hw)
     example = canvas([Photo(np.zeros((*(size_hw or EXAMPLE_HW), 3), np.uint8), "an example")])
-    description = _described(model, vocabulary, size_hw, precision, texts, example)
+    description = _described(model, vocabulary, size_hw, texts, example)
     view = None if view_of(model.system) is None else view_of(with_view(model.system, description.view_hw))
     words = {} if vocabulary is not None else _word_inputs(bank, separate=model.query is not None)
     feed = picture_feed(example, view, description) | words
@@ -154,10 +154,7 @@ def _write(
         OUTPUTS,
     )
     graph.doc_string = f"{model.card.get('title', model.name)}. {model.card.get('weights_licence', '')}".strip()
-    _save(graph, path, KEY, description, half=precision == "float16")
-    if precision == "int8":
-        feeds = (picture_feed(canvas([photo]), view, description) | words for photo in photos)
-        _shrink(path, feeds, KEY, description)
+    _save(graph, path, KEY, description)
     return description
 
 
@@ -165,7 +162,6 @@ def _described(
     model: Model,
     vocabulary: Vocabulary | None,
     size_hw: Size | None,
-    precision: Precision,
     texts: dict[str, TextFile],
     example: Images,
 ) -> Description:
@@ -178,7 +174,7 @@ def _described(
         format=1,
         lexiseg=version("lexiseg"),
         model=model.name,
-        precision=precision,
+        precision="float32",
         size_hw=size_hw,
         canvas=canvas_settings(model.canvas),
         mask_stride=MASK_STRIDE,
@@ -260,19 +256,23 @@ def _write_texts(model: Model, folder: Path, stem: str, precision: Precision) ->
             {"tokens": {0: prompts, 1: tokens}},
             ["rows"],
         )
-        _save(graph, path, TEXT_KEY, description, half=precision != "float32")
+        if precision != "float32":
+            store_in_half(graph)  # eight bits would cost more words than they save
+        _save(graph, path, TEXT_KEY, description)
         files[part] = TextFile(file=path.name, sha256=sha256_of(path))
     return files
 
 
-def _save(graph: ir.Model, path: Path, key: str, description: Section, half: bool) -> None:
-    if half:
-        store_in_half(graph)
+def _save(graph: ir.Model, path: Path, key: str, description: Section) -> None:
     graph.producer_name, graph.producer_version = "lexiseg", version("lexiseg")
     graph.metadata_props[key] = description.model_dump_json()
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    beside = f"{path.name}.data" if size > MAX_BYTES_INSIDE else None
-    ir.save(graph, path, external_data=beside)
+    ir.save(graph, path, external_data=_beside(path).name if size > MAX_BYTES_INSIDE else None)
+
+
+def _beside(path: Path) -> Path:
+    """Where weights lie that are too many for the file itself."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _describe(path: Path, key: str, description: Section) -> None:
@@ -282,12 +282,28 @@ def _describe(path: Path, key: str, description: Section) -> None:
     onnx.save(model, path)
 
 
-def _shrink(path: Path, feeds: Iterable[Feed], key: str, description: Section) -> None:
-    """The file in eight bits."""
-    if (path.with_name(f"{path.name}.data")).exists():
-        raise ExportError(f"{path.name}: too large for int8; use float16")
-    large = path.with_suffix(".large")
-    path.rename(large)
-    store_in_bytes(large, feeds, path)
-    large.unlink()
-    _describe(path, key, description)
+def make_smaller(path: Path, out: Path, precision: Precision, photos: Sequence[Photo]) -> Description:
+    """Writes a float32 file in another precision; `out` may be the file itself.
+
+    photos: for int8, to measure the ranges on.
+    """
+    exported = ExportedSegmenter.load(path, "cpu")
+    description = exported.description.model_copy(update={"precision": precision, "check": None})
+    if precision == "float16":
+        graph = ir.load(path)
+        if _beside(path).exists():
+            ir.external_data.load_to_model(graph)
+        store_in_half(graph)
+        _beside(out).unlink(missing_ok=True)
+        _save(graph, out, KEY, description)
+    elif precision == "int8":
+        if _beside(path).exists():
+            raise ExportError(f"{path.name}: too large for int8; use float16")
+        graph, words = exported.graphs[0], exported.prepare(exported.vocabulary or WORDS).feed
+        feeds = (picture_feed(graph.canvas([photo]), graph.view, graph.description) | words for photo in photos)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
+            made = Path(folder) / out.name
+            store_in_bytes(path, feeds, made)
+            made.replace(out)
+        _describe(out, KEY, description)
+    return description
