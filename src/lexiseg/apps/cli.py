@@ -154,7 +154,9 @@ def segment(
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     context: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="What is larger than a --tile is left to coarser looks; 0: none. Default: 0.8."),
+        typer.Option(
+            min=0, max=1, help="What is larger than a --tile, coarser looks decide; 0: none do. Default: 0.8."
+        ),
     ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
@@ -277,7 +279,9 @@ def batch(
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
     context: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="What is larger than a --tile is left to coarser looks; 0: none. Default: 0.8."),
+        typer.Option(
+            min=0, max=1, help="What is larger than a --tile, coarser looks decide; 0: none do. Default: 0.8."
+        ),
     ] = None,
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
@@ -688,13 +692,36 @@ def serve(
     batch: Annotated[
         int | None, typer.Option(min=1, max=64, help="Most photos in one pass. Default: 2 on a CPU, else 8.")
     ] = None,
+    label_studio: Annotated[
+        bool, typer.Option("--label-studio", help="Be a backend for Label Studio too: see docs/label-studio.md.")
+    ] = False,
+    label_studio_files: Annotated[
+        Path | None, typer.Option(help="For Label Studio: the folder of its local files, if this machine has it too.")
+    ] = None,
+    label_studio_url: Annotated[
+        str | None,
+        typer.Option(help="For Label Studio: where it is, to fetch pictures; its key in LABEL_STUDIO_API_KEY."),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="For Label Studio: more wordings of labels, and classes that are no labels.")
+    ] = None,
+    task: Annotated[TaskName, typer.Option(help="For Label Studio: which kind of masks.")] = TaskName.panoptic,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="For Label Studio: leave out segments below it.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Serve a page for people at / and an API for programs under /v1, until Ctrl-C.
 
     Logs go to stderr, a JSON object per line, without photos and words. Stopping finishes what was accepted.
     """
+    if not label_studio and (label_studio_files or label_studio_url or classes or min_score is not None):
+        _wrong(
+            "--label-studio-files, --label-studio-url, --classes and --min-score are for --label-studio: give it too"
+        )
     try:
+        from lexiseg.apps.server.label_studio import KEY_VARIABLE as LABEL_STUDIO_KEY
+        from lexiseg.apps.server.label_studio import Backend
         from lexiseg.apps.server.limits import Limits
         from lexiseg.apps.server.starting import Offer, read_key, start
     except ModuleNotFoundError as error:
@@ -707,7 +734,12 @@ def serve(
         seconds=time_limit,
     )
     try:
-        offer = Offer(host=host, port=port, page=page, api_key=read_key(api_key_file), limits=limits)
+        backend = None
+        if label_studio:
+            words = None if classes is None else _vocabulary(classes, background=False)
+            key = os.environ.get(LABEL_STUDIO_KEY)
+            backend = Backend(label_studio_files, label_studio_url, key, words, task.value, min_score)
+        offer = Offer(host, port, page, read_key(api_key_file), limits, backend)
     except (ValueError, OSError) as error:
         _wrong(str(error))
     segmenters: dict[str, Segmenter] = {}

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 
 from lexiseg.drawing import class_colors
 from lexiseg.formats.annotations import (
@@ -99,6 +102,49 @@ def labelling_config(vocabulary: Vocabulary, tags: Tags = Tags()) -> str:
         f'<View>\n  <Image name={image} value={quoteattr("$" + tags.value)} zoom="true"/>\n'
         f"  <{kind} name={control} toName={image}>\n{labels}  </{kind}>\n</View>\n"
     )
+
+
+@dataclass(frozen=True)
+class LabellingConfig:
+    """What a project wants to be told."""
+
+    tags: Tags
+    labels: dict[str, tuple[str, ...]]
+    """What results say -> its wordings, at least one."""
+
+
+def read_labelling_config(text: str) -> LabellingConfig:
+    """The first BrushLabels of a config, else the first PolygonLabels, for a picture; raises FormatError.
+
+    A label is worded as its value says, with bars between synonyms, and as its alias does, if that is words and no
+    code. Results have the alias, where there is one.
+    """
+    try:
+        root = fromstring(text, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise FormatError(
+            f"the labelling config: not valid XML ({str(error)[:80]}); copy it from the project"
+        ) from None
+    pictures = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
+    kinds: tuple[Kind, ...] = ("brush", "polygon")
+    for shape in kinds:
+        for control in root.iter(_kind(shape)):
+            name, image = control.get("name", ""), control.get("toName", "")
+            labels = {told: wordings for told, wordings in map(_wordings, control.iter("Label")) if wordings}
+            if not name or image not in pictures or not labels:
+                continue
+            if not pictures[image].startswith("$"):
+                raise FormatError(f"the labelling config: the value of Image {image!r} is no $name of a task's data")
+            return LabellingConfig(Tags(name, image, pictures[image][1:], shape), labels)
+    raise FormatError("the labelling config: has no BrushLabels or PolygonLabels with labels for an Image; add one")
+
+
+def _wordings(label: Element) -> tuple[str, tuple[str, ...]]:
+    value, alias = label.get("value", ""), label.get("alias", "")
+    wordings = [" ".join(part.split()) for part in value.split("|")]
+    if alias.replace(" ", "").isalpha() or not value:
+        wordings.append(alias)
+    return alias or value, tuple(dict.fromkeys(filter(None, wordings)))
 
 
 def write_label_studio(folder: Path, records: Records, vocabulary: Vocabulary) -> None:

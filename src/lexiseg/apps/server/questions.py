@@ -79,7 +79,7 @@ async def read_ask(request: Request, limits: Limits, models: tuple[str, ...]) ->
         raise _too_many_bytes(limits)
     try:
         if kind == "application/json":
-            return _from_json(b"".join([chunk async for chunk in _bounded(request, limits)]), limits, models)
+            return _from_json(b"".join([chunk async for chunk in bounded_body(request, limits)]), limits, models)
         return await _from_multipart(request, limits, models)
     except ClientDisconnect:
         raise ClientLeftError from None
@@ -101,7 +101,7 @@ def read_vocabulary_file(content: bytes, name: str, background: bool, limits: Li
     """What a vocabulary file holds."""
     _check_word_bytes(len(content), limits)
     try:
-        return _counted(Vocabulary.from_file_content(content, _plain(name), background), limits)
+        return _counted(Vocabulary.from_file_content(content, plain_name(name), background), limits)
     except VocabularyError as error:
         raise Refusal("wrong_words", str(error)) from None
 
@@ -110,7 +110,7 @@ def _from_json(body: bytes, limits: Limits, models: tuple[str, ...]) -> Ask:
     try:
         fields = Fields.model_validate_json(body)
     except ValidationError as error:
-        raise _wrong_fields(error) from None
+        raise wrong_fields(error) from None
     if fields.image[:8].lower().startswith(("http:", "https:", "ftp:", "file:", "s3:")):
         raise Refusal("wrong_field", "image: an address; this server fetches nothing, so send the bytes as base64")
     if len(fields.image) > -(-limits.max_bytes // 3) * 4:
@@ -126,7 +126,7 @@ async def _from_multipart(request: Request, limits: Limits, models: tuple[str, .
     ending = bytearray()
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, limits, ending),
+        bounded_body(request, limits, ending),
         max_files=2,
         max_fields=len(_PART_NAMES),
         max_part_size=limits.max_word_bytes,
@@ -151,7 +151,7 @@ async def _from_form(form: FormData, limits: Limits, models: tuple[str, ...]) ->
     names = [name for name, _ in form.multi_items()]
     for name in names:
         if name not in _PART_NAMES:
-            raise Refusal("wrong_field", f"no field is called {_plain(name)!r}; there are {', '.join(_PART_NAMES)}")
+            raise Refusal("wrong_field", f"no field is called {plain_name(name)!r}; there are {', '.join(_PART_NAMES)}")
         if names.count(name) > 1:
             raise Refusal("wrong_field", f"{name}: given {names.count(name)} times; give it once")
     image, listed = form.get("image"), form.get("vocabulary")
@@ -169,10 +169,10 @@ async def _from_form(form: FormData, limits: Limits, models: tuple[str, ...]) ->
     try:
         # Numbers and yes or no come as text here.
         fields = Fields.model_validate_strings(
-            {"words": "in a file", **texts, "image": "in a file", "name": _plain(image.filename or "photo")}
+            {"words": "in a file", **texts, "image": "in a file", "name": plain_name(image.filename or "photo")}
         )
     except ValidationError as error:
-        raise _wrong_fields(error) from None
+        raise wrong_fields(error) from None
     if isinstance(listed, UploadFile):
         content = await listed.read(limits.max_word_bytes + 1)
         vocabulary = read_vocabulary_file(content, listed.filename or "vocabulary", fields.background, limits)
@@ -184,11 +184,13 @@ async def _from_form(form: FormData, limits: Limits, models: tuple[str, ...]) ->
 def _ask(fields: Fields, image: bytes, vocabulary: Vocabulary, models: tuple[str, ...]) -> Ask:
     model = models[0] if fields.model is None else fields.model
     if model not in models:
-        raise Refusal("wrong_field", f"model: this server has no {_plain(model)!r}; it has {', '.join(models)}")
-    return Ask(image, _plain(fields.name), vocabulary, fields.task, model, fields.min_score, fields.answer)
+        raise Refusal("wrong_field", f"model: this server has no {plain_name(model)!r}; it has {', '.join(models)}")
+    return Ask(image, plain_name(fields.name), vocabulary, fields.task, model, fields.min_score, fields.answer)
 
 
-async def _bounded(request: Request, limits: Limits, ending: bytearray | None = None) -> AsyncGenerator[bytes, None]:
+async def bounded_body(
+    request: Request, limits: Limits, ending: bytearray | None = None
+) -> AsyncGenerator[bytes, None]:
     """The body as it comes; raises Refusal where it is too large. ending: gets the last bytes of it."""
     total = 0
     async for chunk in request.stream():
@@ -218,15 +220,15 @@ def _counted(vocabulary: Vocabulary, limits: Limits) -> Vocabulary:
     return vocabulary
 
 
-def _wrong_fields(error: ValidationError) -> Refusal:
+def wrong_fields(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return Refusal("broken_request", f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    where = ".".join(_plain(str(part)) for part in first["loc"][:1])
+    where = ".".join(plain_name(str(part)) for part in first["loc"][:1])
     return Refusal("wrong_field", f"{where}: {first['msg']}" if where else first["msg"])
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name from outside as it may stand in messages and answers: no folders, one line."""
     last = PurePath(name.replace("\\", "/")).name
     return "".join(c if c.isprintable() else "_" for c in last)[:_MAX_NAME] or "photo"

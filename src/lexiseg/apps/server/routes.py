@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -30,6 +31,9 @@ from lexiseg.zoo.catalogue import ZOO
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+LABEL_STUDIO_PATHS = ("/health", "/setup", "/predict", "/versions", "/webhook")
+"""The addresses of a backend of Label Studio, if it is one."""
 
 _DRAINED_SECONDS = 2.0
 """A client that is refused may finish sending for so long: many read no answer before."""
@@ -60,12 +64,7 @@ def make_app(service: Service, api_key: str | None = None) -> FastAPI:
 
 
 def _add_api(app: FastAPI, service: Service, api_key: str | None) -> None:
-    async def check_key(request: Request) -> None:
-        if api_key is not None and not same_key(_given_key(request), api_key):
-            await _drain(request)
-            raise Refusal("wrong_key", "send the API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
-
-    keyed = [Depends(check_key)]
+    keyed = [key_check(api_key)]
 
     @app.get(
         "/v1/models", dependencies=keyed, responses=refusal_responses("wrong_key"), summary="Models to choose from"
@@ -86,13 +85,24 @@ def _add_api(app: FastAPI, service: Service, api_key: str | None) -> None:
             with service.place():
                 return await _segment(service, request)
         except Refusal:
-            await _drain(request)
+            await drain(request)
             raise
 
     # Else the page, which has all other addresses, would answer.
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(rest: str) -> None:
         raise HTTPException(405 if rest in ("segment", "models") else 404)
+
+
+def key_check(api_key: str | None) -> Any:
+    """A dependency of an address that asks for the key, where there is one."""
+
+    async def check_key(request: Request) -> None:
+        if api_key is not None and not same_key(given_key(request), api_key):
+            await drain(request)
+            raise Refusal("wrong_key", "send the API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+
+    return Depends(check_key)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -113,27 +123,38 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 async def _segment(service: Service, request: Request) -> Response:
     """The answer within the time limit, unless the client leaves."""
-    reading = True
-    try:
-        async with asyncio.timeout(service.limits.seconds):
-            started = time.perf_counter()
-            ask = await read_ask(request, service.limits, service.models)
-            service.metrics.stage_seconds.labels("read").observe(time.perf_counter() - started)
-            reading = False
-            told = {"model": ask.model, "task": ask.task, "words": len(ask.vocabulary), "image_bytes": len(ask.image)}
-            request.scope["lexiseg.told"] = told
-            result = await _unless_gone(request, service.segment(ask))
-            told |= {"height": result.size_hw[0], "width": result.size_hw[1], "segments": len(result.segments)}
-            body = await service.in_pool("answer", lambda: answer(result, ask.form))
-    except TimeoutError:
-        seconds = f"{service.limits.seconds:g} seconds"
-        if reading:
-            raise Refusal("too_slow", f"the request did not arrive within {seconds}; make the photo smaller") from None
-        raise Refusal("too_late", f"no answer within {seconds}; try again later, or with a smaller photo") from None
+    async with in_time(service) as has_arrived:
+        ask = await read_ask(request, service.limits, service.models)
+        has_arrived()
+        told = {"model": ask.model, "task": ask.task, "words": len(ask.vocabulary), "image_bytes": len(ask.image)}
+        request.scope["lexiseg.told"] = told
+        result = await unless_gone(request, service.segment(ask))
+        told |= {"height": result.size_hw[0], "width": result.size_hw[1], "segments": len(result.segments)}
+        body = await service.in_pool("answer", lambda: answer(result, ask.form))
     return Response(body, media_type=MEDIA_TYPES[ask.form])
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+@asynccontextmanager
+async def in_time(service: Service) -> AsyncIterator[Callable[[], None]]:
+    """The time limit of a request. Gives what is to be called when all of it has been read."""
+    started, read = time.perf_counter(), False
+
+    def has_arrived() -> None:
+        nonlocal read
+        read = True
+        service.metrics.stage_seconds.labels("read").observe(time.perf_counter() - started)
+
+    try:
+        async with asyncio.timeout(service.limits.seconds):
+            yield has_arrived
+    except TimeoutError:
+        seconds = f"{service.limits.seconds:g} seconds"
+        if not read:
+            raise Refusal("too_slow", f"the request did not arrive within {seconds}; make the photo smaller") from None
+        raise Refusal("too_late", f"no answer within {seconds}; try again later, or with a smaller photo") from None
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """What the work gives; where the client leaves first, the work is cancelled and ClientLeftError raised."""
     working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
@@ -152,7 +173,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _drain(request: Request) -> None:
+async def drain(request: Request) -> None:
     """Reads on for a moment and keeps nothing, so that a client that is still sending gets to read its refusal."""
     try:
         async with asyncio.timeout(_DRAINED_SECONDS):
@@ -167,8 +188,14 @@ def same_key(given: str, key: str) -> bool:
     return hmac.compare_digest(given.encode(), key.encode())
 
 
-def _given_key(request: Request) -> str:
+def given_key(request: Request) -> str:
+    """What a client sent; of HTTP's basic authentication the password."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+        except ValueError:
+            return ""
     return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
@@ -230,12 +257,12 @@ class Bookkeeping:
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(seconds)
             told = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
-            level = logging.INFO if path.startswith("/v1") else logging.DEBUG
+            level = logging.INFO if path.startswith(("/v1", "/predict")) else logging.DEBUG
             log.log(level, "request", extra={"request": number, **told, **scope.get("lexiseg.told", {})})
 
 
 def _counted_path(scope: Scope) -> str:
     """Few enough to count by: what a client makes up is "other"."""
     path = scope["path"]
-    known = ("/v1/segment", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json", "/")
+    known = ("/v1/segment", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json", "/", *LABEL_STUDIO_PATHS)
     return path if path in known else "/gradio_api" if path.startswith("/gradio_api/") else "other"

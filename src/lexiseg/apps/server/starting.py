@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lexiseg.apps.server.label_studio import Backend, add_label_studio
 from lexiseg.apps.server.limits import Limits
 from lexiseg.apps.server.logs import log_as_json
 from lexiseg.apps.server.memory import keep_memory
@@ -33,6 +34,8 @@ class Offer:
     page: bool = True
     api_key: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
+    label_studio: Backend | None = None
+    """What it is for Label Studio, if anything."""
 
 
 def read_key(file: Path | None) -> str | None:
@@ -73,6 +76,8 @@ def start(
     keep_memory()
     service = Service(segmenters, offer.limits, workers, max_batch)
     app = make_app(service, offer.api_key)
+    if offer.label_studio is not None:
+        add_label_studio(app, service, offer.label_studio, offer.api_key)
     where = address(listening)
     if offer.host not in _LOCAL and offer.api_key is None:
         say(f"Anybody who can reach {offer.host} can use it; a key keeps others out: set {KEY_VARIABLE}.")
@@ -83,4 +88,6 @@ def start(
 
             add_page(app, service, offer.api_key)
         say(f"Lexiseg is at {where} (stop it with Ctrl-C)" if offer.page else f"Lexiseg's API is at {where}/v1")
+        if offer.label_studio is not None:
+            say(f"Label Studio may connect to {where} as a machine learning backend")
         serve(app, service, listening)
