@@ -16,7 +16,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,6 +59,7 @@ from lexiseg.zoo.model_folder import (
     ModelFolderError,
     OutputSettings,
     Section,
+    canvas_settings,
     in_one_line,
     load_located,
     read_settings,
@@ -467,7 +468,7 @@ def save_composed(folder: str | Path, proposals: Source, regions: Source, choice
             alpha=choices.alpha,
             beta=choices.beta,
         ),
-        canvas=CanvasSettings(**asdict(model.canvas)),
+        canvas=canvas_settings(model.canvas),
         outputs=model.outputs,
         card=json.loads(json.dumps(dict(model.card))),
     )
