@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lexiseg.images import ImageInput, ImageLimits, Photo, read_image
-from lexiseg.results import TASKS
+from lexiseg.results import TASKS, Task
 from lexiseg.vocabulary import Vocabulary
 
 Words = str | Path | Sequence[Any] | Mapping[str, Any] | Vocabulary
@@ -22,9 +22,12 @@ INSTANCE_MIN_SCORE = 0.25
 """Models give their hundred best guesses at instances, for measures that rank them; people want the likely ones."""
 
 
-def check_task(task: str) -> None:
-    if task not in TASKS:
-        raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
+def known_task(task: str) -> Task:
+    """The task of that name."""
+    for known in TASKS:
+        if known == task:
+            return known
+    raise ValueError(f"no task is called {task!r}: choose one of {', '.join(TASKS)}")
 
 
 def least_score(task: str, min_score: float | None, masks_given: bool = False) -> float:
@@ -37,6 +40,7 @@ def least_score(task: str, min_score: float | None, masks_given: bool = False) -
 
 
 def check_things(task: str, vocabulary: Vocabulary) -> None:
+    """Raises ValueError where nothing could be found."""
     if task == "instance" and not any(entry.is_thing for entry in vocabulary.classes):
         raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
 

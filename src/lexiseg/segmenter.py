@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lexiseg import postprocess, tiling
-from lexiseg.asking import Words, check_task, check_things, is_one, least_score, read_numbered
+from lexiseg.asking import Words, check_things, is_one, known_task, least_score, read_numbered
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
 from lexiseg.mask_input import OF_MANY_PHOTOS, MaskInput, PhotoMasks, read_masks
 from lexiseg.outcomes import Scored, prediction_of, things
@@ -234,7 +234,7 @@ class Segmenter:
     def _prepare(
         self, words: Words, task: str, background: bool, min_score: float | None, masks_given: bool
     ) -> Question:
-        check_task(task)
+        known = known_task(task)
         if self.augmented and (task != "semantic" or masks_given):
             raise ValueError("several looks at a photo are averaged pixel by pixel: only the semantic task has that")
         if self.tiles is not None:
@@ -245,7 +245,7 @@ class Segmenter:
         vocabulary = Vocabulary.parse(words, background=background)
         if not masks_given:
             check_things(task, vocabulary)
-        return Question(vocabulary, self._bank(vocabulary), task, least, masks_given)
+        return Question(vocabulary, self._bank(vocabulary), known, least, masks_given)
 
     def _check_tiled(self, task: str, masks_given: bool) -> None:
         if task == "instance":
@@ -313,6 +313,8 @@ class Segmenter:
     def _result(
         self, prediction: Prediction, photo: Photo, question: Question, mask_ids: Sequence[int] | None = None
     ) -> Result:
+        if photo.blank is not None:
+            prediction = postprocess.without_blank(prediction, photo.blank)
         return make_result(
             prediction,
             question.vocabulary,
@@ -392,8 +394,7 @@ class Segmenter:
         sigmoid_at = self.model.outputs.sigmoid_at
 
         def seen(rows: Span, columns: Span) -> tuple[Scored, Frame]:
-            part = Photo(photo.rgb[slice(*rows), slice(*columns)], photo.name)
-            images = self.model.canvas([part]).to(self.device)
+            images = self.model.canvas([photo.part(rows, columns)]).to(self.device)
             frame = _frame(images)
             return self._scored(images, question, frame), frame
 

@@ -54,6 +54,9 @@ class SystemGraph(nn.Module):
     Words are inputs, or constants where they are given here.
     """
 
+    mean: Tensor
+    """[3, 1, 1]: the colour that is zero once it is normalised."""
+
     def __init__(self, system: System, words: TextBank | None = None) -> None:
         super().__init__()
         trunk = _trunk_of(system)
@@ -86,7 +89,8 @@ class SystemGraph(nn.Module):
             text = TextBank(region if query is None else query, region, class_of, seen)
         assert text is not None  # for the reader of types
         if view is not None and view_hw is not None and rows is not None and columns is not None:
-            self.system.embedder.view = PreparedView(self._outside_grey(view, view_hw), rows, columns)
+            prepared = PreparedView(self._outside_grey(view, view_hw), rows, columns)
+            self.system.embedder.view = prepared  # type: ignore[assignment]  # a module may have any attribute
         proposals, scores = self.system(_filled(self._outside_grey(pixels, picture_hw)), text)
         return proposals.mask_logits, scores.class_probs, scores.void_prob
 
@@ -119,7 +123,7 @@ def with_view(system: System, size_hw: Size | None) -> System:
     if view is None or size_hw is None:
         return system
     embedder = copy.copy(system.embedder)
-    embedder.view = replace(view, within=size_hw)
+    embedder.view = replace(view, within=size_hw)  # type: ignore[assignment]  # a module may have any attribute
     return System(system.encoder, system.generator, embedder, system.scorer, system.fuse).eval()
 
 

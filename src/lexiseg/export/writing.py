@@ -91,9 +91,9 @@ def export_model(
     photos = photos_to_check(None) if photos is None else list(photos)
     least = least_agreement if least_agreement is not None else LEAST_AGREEMENT if precision == "float32" else 0.0
     words = vocabulary or Vocabulary.parse(WORDS)
-    targets: dict[Path, Size | None] = {out: None}
-    if sizes:
-        targets = {sized_file(out, size_hw) if len(sizes) > 1 else out: size_hw for size_hw in sizes}
+    targets: dict[Path, Size | None] = {out: sizes[0] if sizes else None}
+    if len(sizes) > 1:
+        targets = {sized_file(out, size_hw): size_hw for size_hw in sizes}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         workshop = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.")
@@ -168,7 +168,7 @@ def _described(
     own, view = view_of(model.system), None
     if own is not None:
         own_hw = None if size_hw is None else own(example).canvas_hw
-        stride = _stride(model.system.embedder.trunk)
+        stride = _stride(model.system.embedder)
         view = View(short_edge=int(own.size), multiple=own.multiple, stride=stride, size_hw=own_hw)
     return Description(
         format=1,
@@ -193,11 +193,13 @@ def _described(
     )
 
 
-def _stride(trunk: nn.Module) -> int:
-    """Of the map that CLIP pools."""
+def _stride(embedder: nn.Module) -> int:
+    """Of the map of a tower of its own."""
     side = 64
     with torch.inference_mode():
-        dense = trunk(Images(torch.zeros(1, 3, side, side), ((side, side),), ((side, side),))).dense
+        dense = embedder.get_submodule("trunk")(
+            Images(torch.zeros(1, 3, side, side), ((side, side),), ((side, side),))
+        ).dense
     return side // dense.shape[-1]
 
 
@@ -299,8 +301,8 @@ def make_smaller(path: Path, out: Path, precision: Precision, photos: Sequence[P
     elif precision == "int8":
         if _beside(path).exists():
             raise ExportError(f"{path.name}: too large for int8; use float16")
-        graph, words = exported.graphs[0], exported.prepare(exported.vocabulary or WORDS).feed
-        feeds = (picture_feed(graph.canvas([photo]), graph.view, graph.description) | words for photo in photos)
+        file, words = exported.graphs[0], exported.prepare(exported.vocabulary or WORDS).feed
+        feeds = (picture_feed(file.canvas([photo]), file.view, file.description) | words for photo in photos)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
             made = Path(folder) / out.name
             store_in_bytes(path, feeds, made)

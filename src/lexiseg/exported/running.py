@@ -16,14 +16,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from lexiseg.asking import Words, check_task, check_things, is_one, least_score, read_numbered
+from lexiseg.asking import Words, check_things, is_one, known_task, least_score, read_numbered
 from lexiseg.exported.description import KEY, Description, ExportedFileError, TextFile, read_description
 from lexiseg.exported.sessions import open_session
 from lexiseg.exported.words import ExportedTextEncoder, text_encoder_beside
 from lexiseg.geometry import TowerView
 from lexiseg.images import Canvas, ImageError, ImageInput, ImageLimits, Photo, read_image
 from lexiseg.outcomes import Scored, prediction_of
-from lexiseg.postprocess import Frame
+from lexiseg.postprocess import Frame, without_blank
 from lexiseg.results import Result, Task, make_result
 from lexiseg.text_bank import cache_folder, encode_vocabulary, text_bank
 from lexiseg.types import Images, Prediction, Size
@@ -218,11 +218,11 @@ class ExportedSegmenter:
         self, words: Words | None, task: str = "semantic", *, background: bool = False, min_score: float | None = None
     ) -> ExportedQuestion:
         """The words are read and encoded; mistakes in a question are told here."""
-        check_task(task)
+        known = known_task(task)
         least = least_score(task, min_score)
         vocabulary = self._words(words, background)
         check_things(task, vocabulary)
-        return ExportedQuestion(vocabulary, self._feed(vocabulary), cast(Task, task), least)
+        return ExportedQuestion(vocabulary, self._feed(vocabulary), known, least)
 
     def predict(self, image: ImageInput | Photo, words: Words | None, tasks: Sequence[Task]) -> dict[Task, Prediction]:
         """Several kinds of outcome of one picture from one look at it: see `Segmenter.predict`."""
@@ -324,6 +324,8 @@ class ExportedSegmenter:
     def _segment(self, photo: Photo, question: ExportedQuestion) -> Result:
         scored, frame = self._scored(photo, question)
         found = prediction_of(scored, question.vocabulary, question.task, frame, self.description.outputs)
+        if photo.blank is not None:
+            found = without_blank(found, photo.blank)
         return make_result(
             found,
             question.vocabulary,
