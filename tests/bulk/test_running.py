@@ -1,14 +1,12 @@
 """A batch: whole after kills, carried on past bad photos, never mixed with another one."""
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,46 +15,28 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lexiseg.bulk import BatchError, run_batch
+from lexiseg.images import Photo
 from lexiseg.segmenter import Segmenter
 from tests.bulk.colour_batch import WORDS, batch, write_photos
+from tests.bulk.killing import Killer, contents, records
 from tests.colour_model import colour_model
-from tests.conftest import REPOSITORY
 
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+FORMATS = ["coco", "png", "parquet", "labelstudio"]
 
 
 @pytest.mark.slow  # processes that import everything
-@pytest.mark.parametrize("format", ["coco", "png"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_killed_at_any_moment_and_resumed_to_the_same_bytes(tmp_path: Path, format: str) -> None:
-    photos, out = write_photos(tmp_path / "photos", 12), tmp_path / "killed"
+    """Twenty kills altogether."""
+    photos, out = write_photos(tmp_path / "photos", 30), tmp_path / "killed"
     (photos / "05.png").write_bytes(b"no picture")
-    arguments = [str(photos), str(out), format, "0.1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    generator, kept = random.Random(7), 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bulk.colour_batch", *arguments],
-            cwd=REPOSITORY,
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        deadline = time.monotonic() + 120
-        while len(list(out.rglob("*.png.json"))) <= kept:  # past a photo that was not there before
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        kept = len(list(out.rglob("*.png.json")))
-    assert 3 <= kept < 11
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png.json")}
-    done = batch(photos, out, format)
-    assert (done.photos, done.new, list(done.failures)) == (12, 11 - kept, ["05.png"])
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was there was not made again
-    batch(photos, tmp_path / "whole", format)
+    command = [sys.executable, "-m", "tests.bulk.colour_batch", str(photos), str(out), format, "0.1"]
+    killer = Killer(command, out, 29, random.Random(format), pause=0.2)
+    killer.kill_runs(5)
+    killer.finish()
+    assert len(set(killer.told)) > 2 and killer.told[-1] == 29
+    done = batch(photos, tmp_path / "whole", format)
+    assert (done.photos, done.new, list(done.failures)) == (30, 29, ["05.png"])
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -118,6 +98,41 @@ def test_bad_photos_are_listed_and_tried_again(tmp_path: Path) -> None:
     done = batch(photos, out)
     assert done.new == 1 and list(done.failures) == ["empty.jpg"]
     assert len(json.loads((out / "coco.json").read_text())["images"]) == 3
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Callable[[str], Exception | None]) -> None:
+    segment = Segmenter._segment
+
+    def _segment(self: Segmenter, photo: Photo, *arguments: object) -> object:
+        found = error(photo.name)
+        if found is not None:
+            raise found
+        return segment(self, photo, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmenter, "_segment", _segment)
+
+
+def test_what_a_model_fails_on_is_that_photos_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out = write_photos(tmp_path / "photos", 4), tmp_path / "out"
+    with monkeypatch.context() as context:
+        failing(context, lambda name: RuntimeError("sizes of\n tensors") if name == "02.png" else None)
+        done = batch(photos, out)
+    assert done.failures == {"02.png": "the model failed (RuntimeError: sizes of tensors)"} and done.new == 3
+    assert batch(photos, out).new == 1
+
+
+def test_a_model_that_fails_on_all_photos_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the tenth in a row, wherever that is; ten of several kinds, or of bad photos, do not."""
+    photos, out = write_photos(tmp_path / "photos", 25), tmp_path / "out"
+    with monkeypatch.context() as context:
+        failing(context, lambda name: RuntimeError("device lost") if name > "04.png" else None)
+        with pytest.raises(BatchError, match=r"out: 10 photos in a row, the last 19.png: .*device lost.*; what is fin"):
+            batch(photos, out)
+    assert len(records(out)) == 3 and not (out / "coco.json").exists()
+    with monkeypatch.context() as context:
+        failing(context, lambda name: RuntimeError("a") if int(name[-6:-4]) % 2 else KeyError("b"))
+        assert len(batch(photos, out).failures) == 22
+    assert batch(photos, out).new == 22
 
 
 def test_photos_may_come_go_and_change(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def _sorted(given: str, photos: list[Input]) -> tuple[Input, ...]:
 
 
 def _remote(url: str, limits: ImageLimits) -> tuple[Input, ...]:
-    if PurePath(url).suffix.lower() == ".txt":
+    ending = "" if "::" in url else PurePath(url).suffix.lower()
+    if ending == ".txt":
         return _list(url, limits)
-    if PurePath(url).suffix.lower() == ".zip":
+    if ending == ".zip":
         raise BatchError(f"{url}: the photos in a zip elsewhere are at zip://::{url}")
     with _one_line():
         found = find_photos(url)

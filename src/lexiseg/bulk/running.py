@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from lexiseg.results import Task
 from lexiseg.segmenter import Segmenter, Words
 from lexiseg.vocabulary import Vocabulary
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+"""Also where a path was made of it, which leaves one slash."""
 _ALIKE = 10
 """So many photos in a row that the model fails on in the same unexpected way: it is not the photos."""
 
@@ -63,6 +66,8 @@ def run_batch(
     Raises BatchError, and what the segmenter raises about words and task; OSError where `out` cannot be written.
     """
     _check(format)
+    if _ADDRESS.match(os.fspath(out)):
+        raise BatchError(f"{os.fspath(out)}: results are written to a folder; give one, and copy it when all is done")
     out = Path(out)
     vocabulary = Vocabulary.parse(words, background=background)
     with inputs_of(photos, segmenter.limits, out) as inputs:
