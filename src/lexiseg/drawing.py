@@ -82,7 +82,7 @@ def overlay(rgb: np.ndarray, values: np.ndarray, patches: Sequence[Patch], opaci
     times = max(1, -(-_READABLE_SIDE // max(height, width)) if max(height, width) < _READABLE_SIDE // 2 else 1)
     if times > 1:
         size = (width * times, height * times)
-        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+        rgb = np.asarray(Image.fromarray(np.asarray(rgb)).resize(size, Image.Resampling.BICUBIC))
         values = values.repeat(times, 0).repeat(times, 1)
         height, width = values.shape
     elif height * width > _MOST_PIXELS:

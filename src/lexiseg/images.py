@@ -93,10 +93,18 @@ class Photo:
     """What to call it in messages and results: the path as given, or what the caller said."""
     source: Path | None = None
     """The file it came from."""
+    blank: np.ndarray | None = None
+    """bool [H, W]: pixels that show nothing, and get no class; None where all show something."""
 
     @property
     def size_hw(self) -> Size:
         return (self.rgb.shape[0], self.rgb.shape[1])
+
+    def part(self, rows: tuple[int, int], columns: tuple[int, int]) -> Photo:
+        """A part of it, to be looked at: first pixels along both axes, and one past the last."""
+        if rows == (0, self.size_hw[0]) and columns == (0, self.size_hw[1]):
+            return self
+        return Photo(self.rgb[slice(*rows), slice(*columns)], self.name)
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,19 @@ class Canvas:
 
 def resized(rgb: np.ndarray, size_hw: Size) -> np.ndarray:
     """uint8 [h, w, 3] -> [*size_hw, 3] by PIL's bilinear filter with its antialiasing."""
-    if rgb.shape[:2] == tuple(size_hw):
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR))
+    (height, width), bilinear = rgb.shape[:2], Image.Resampling.BILINEAR
+    if (height, width) == tuple(size_hw):
+        return np.asarray(rgb)
+    if height * width <= _BAND_PIXELS:
+        return np.asarray(Image.fromarray(np.asarray(rgb)).resize((size_hw[1], size_hw[0]), bilinear))
+    # The filter goes along the rows first and then down the columns, in 8 bits. So bands of rows give the same outcome,
+    # and of a large photo there is no copy in Pillow's four bytes a pixel.
+    narrow = np.empty((height, size_hw[1], 3), np.uint8)
+    step = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, step):
+        band = Image.fromarray(np.ascontiguousarray(rgb[top : top + step]))
+        narrow[top : top + step] = np.asarray(band.resize((size_hw[1], band.height), bilinear))
+    return np.asarray(Image.fromarray(narrow).resize((size_hw[1], size_hw[0]), bilinear))
 
 
 LOOKS = tuple(range(400, 1201, 100))
@@ -257,7 +275,7 @@ def read_label_map(path: str | os.PathLike[str], limits: ImageLimits | None = No
     with _pillow_limits_off():
         try:
             with Image.open(path, formats=["PNG"]) as image:
-                _check_pixels(name, (image.height, image.width), limits)
+                check_pixels(name, (image.height, image.width), limits)
                 if image.mode not in ("1", "L", "P", "I;16", "I"):
                     raise ImageError(
                         name, f"has colours (mode {image.mode}); a label map is grey or a palette, with 8 or 16 bits"
@@ -312,7 +330,8 @@ def _check_bytes(name: str, size: int, limits: ImageLimits) -> None:
         )
 
 
-def _check_pixels(name: str, size_hw: Size, limits: ImageLimits) -> None:
+def check_pixels(name: str, size_hw: Size, limits: ImageLimits) -> None:
+    """Raises ImageError for a picture without pixels, or with more than `limits.max_pixels`."""
     height, width = size_hw
     if height < 1 or width < 1:
         raise ImageError(name, f"has no pixels ({width} x {height}); give a picture with at least one")
@@ -348,7 +367,7 @@ def _formats() -> list[str]:
 
 def _from_pil(name: str, image: Image.Image, limits: ImageLimits) -> np.ndarray:
     """A PIL image, decoded or not yet, as uint8 [H, W, 3]: upright, opaque."""
-    _check_pixels(name, (image.height, image.width), limits)
+    check_pixels(name, (image.height, image.width), limits)
     with _pillow_limits_off():
         try:
             frames = 1 if image.format in _FIRST_FRAME_IS_THE_PICTURE else getattr(image, "n_frames", 1)
@@ -426,7 +445,7 @@ def _from_array(name: str, array: np.ndarray, limits: ImageLimits, channels_firs
             f"has the shape {list(array.shape)}; a picture is [H, W], [H, W, 3], [H, W, 4] or the same with channels "
             "first, several pictures go in a list",
         )
-    _check_pixels(name, (array.shape[0], array.shape[1]), limits)
+    check_pixels(name, (array.shape[0], array.shape[1]), limits)
     values = _to_uint8(name, array)
     if values.shape[2] == 4:
         return np.array(_opaque_rgb(Image.fromarray(values, "RGBA")))

@@ -11,13 +11,14 @@ themselves everywhere here: nothing is resized.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lexiseg.geometry import RowResize, resize
-from lexiseg.types import InstanceMasks, PanopticMap, Segment, SemanticMap, SigmoidAt, Size
+from lexiseg.types import InstanceMasks, PanopticMap, Prediction, Segment, SemanticMap, SigmoidAt, Size
 
 # Floats held at once for the masks of a strip, and for the class scores of a block of its pixels.
 STRIP_FLOATS = 16_000_000
@@ -415,3 +416,45 @@ def _hard_mask(mask_logits: Tensor, frame: Frame, sigmoid_at: SigmoidAt = "outpu
     if mask_logits.dtype == torch.bool:
         return mask_logits
     return torch.cat([probs[0] >= 0.5 for _, probs in mask_strips(mask_logits[None], frame, sigmoid_at)])
+
+
+def without_blank(prediction: Prediction, blank: np.ndarray) -> Prediction:
+    """The same, but pixels that show nothing have no class and no segment; the scores stay as they are.
+
+    blank: bool [H, W], or what is read like it, some rows at a time. Labels of a tiled photo become wider where they
+    have no room for -1.
+    """
+    if isinstance(prediction, InstanceMasks):
+        masks = prediction.masks.clone()
+        for top, band in _bands(blank, masks.shape[1]):
+            masks[:, top : top + len(band)] &= ~band.to(masks.device)
+        return InstanceMasks(masks, _with_areas(prediction.segments, masks.flatten(1).sum(1).tolist()))
+    if isinstance(prediction, PanopticMap):
+        ids = prediction.ids.clone()
+        areas = _emptied(ids, blank, 0, len(prediction.segments) + 1)
+        return PanopticMap(ids, _with_areas(prediction.segments, areas[1:]))
+    wide = prediction.labels.dtype != torch.uint8
+    labels = prediction.labels.clone() if wide else prediction.labels.to(torch.int16)
+    classes = [segment.class_index for segment in prediction.segments]
+    areas = _emptied(labels, blank, NO_CLASS, max(classes, default=0) + 2)
+    return SemanticMap(labels, _with_areas(prediction.segments, [areas[k - NO_CLASS] for k in classes]))
+
+
+def _emptied(values: Tensor, blank: np.ndarray, nothing: int, count: int) -> list[int]:
+    """values [H, W] are `nothing` where a photo is blank, in place; how many there are of each, from `nothing` on."""
+    areas = torch.zeros(count, dtype=torch.long, device=values.device)
+    for top, band in _bands(blank, len(values)):
+        rows = values[top : top + len(band)]
+        rows[band.to(rows.device)] = nothing
+        areas += torch.bincount(rows.flatten().long() - nothing, minlength=count)
+    return areas.tolist()
+
+
+def _bands(blank: np.ndarray, height: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, bool [n, W]) of successive bands."""
+    step = max(1, BLOCK_FLOATS // max(1, blank.shape[1]))
+    return ((top, torch.from_numpy(np.array(blank[top : top + step]))) for top in range(0, height, step))
+
+
+def _with_areas(segments: Sequence[Segment], areas: Sequence[int]) -> tuple[Segment, ...]:
+    return tuple(replace(segment, area=area) for segment, area in zip(segments, areas, strict=True))

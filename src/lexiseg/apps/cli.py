@@ -161,12 +161,16 @@ def segment(
     max_pixels: Annotated[
         float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
     ] = 120.0,
+    bands: Annotated[
+        str | None, typer.Option(help="Of a GeoTIFF: its bands that are red, green and blue, say 4,3,2; one for grey.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Segment photos by words.
 
     For each photo it writes <stem>.overlay.png, <stem>.labels.png and <stem>.json into the --out folder; photos of the
-    same name get -2, -3 and so on. Exit status 1 says that some photos failed, 2 that the call was wrong.
+    same name get -2, -3 and so on. Of a GeoTIFF also <stem>.labels.tif and <stem>.geojson, which lie where it does.
+    Exit status 1 says that some photos failed, 2 that the call was wrong.
     """
     vocabulary = None if classes is None else _vocabulary(classes, background)
     if vocabulary is None and not _is_exported(model):
@@ -183,17 +187,18 @@ def segment(
     except OSError as error:
         _wrong(f"--out {out}: cannot be made ({error.strerror})")
     limits = ImageLimits(max_pixels=round(max_pixels * 1e6))
+    inputs = _GeoInputs(paths, limits, _band_numbers(bands))
     stream: Iterable[tuple[Any, Any]]
     try:
         if _is_exported(model):
             wanted = {"--masks": masks, "--augment": augment, "--skip-decided": skip_decided, "--tile": tile}
             exported = _exported(model, device, limits, refused=[option for option, value in wanted.items() if value])
             anything = background and vocabulary is None  # else it is among the words already
-            stream = exported.stream(paths, vocabulary, task.value, background=anything, min_score=min_score)
+            stream = exported.stream(inputs, vocabulary, task.value, background=anything, min_score=min_score)
         else:
             segmenter = _segmenter(model, device, limits, augmented=augment, skip_decided=skip_decided, tiles=tiles)
             assert vocabulary is not None  # for the reader of types
-            stream = segmenter.stream(paths, vocabulary, task.value, min_score=min_score, masks=mask_files)
+            stream = segmenter.stream(inputs, vocabulary, task.value, min_score=min_score, masks=mask_files)
     except ValueError as error:
         _wrong(str(error))
 
@@ -201,10 +206,11 @@ def segment(
     failures: list[dict[str, str]] = []
     tally = _Tally()
     printed: list[dict[str, Any]] = []
-    for (path, outcome), stem in zip(_with_progress(stream, len(paths), console), stems, strict=True):
+    for path, (source, outcome), stem in zip(paths, _with_progress(stream, len(paths), console), stems, strict=True):
+        outcome = inputs.failed.get(path, outcome)
         if not isinstance(outcome, ImageError):
             try:
-                files = outcome.save(out, stem)
+                files = {**outcome.save(out, stem), **inputs.save(source, outcome, out, stem)}
                 others.add(path, outcome, stem)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
@@ -228,6 +234,66 @@ def segment(
             f"lexiseg: {done} of {len(paths)} photos done, {len(failures)} failed", markup=False, highlight=False
         )
         raise typer.Exit(1)
+
+
+class _GeoInputs:
+    """The photos of a call: GeoTIFFs opened where they lie, all others by their paths."""
+
+    def __init__(self, paths: Sequence[Path], limits: Any, bands: tuple[int, ...] | None) -> None:
+        from lexiseg import geo
+
+        self._paths, self._limits, self._bands = paths, limits, bands
+        tiffs = [path for path in paths if path.suffix.lower() in geo.SUFFIXES]
+        placed = [path for path in tiffs if geo.is_georeferenced(path)]
+        self._geo = set(placed if bands is None else tiffs)
+        if self._geo and not geo.is_available():
+            if bands is not None:
+                _wrong("--bands needs rasterio: pip install 'lexiseg[geo]'")
+            _say(f"lexiseg: {placed[0]}: its georeference is not kept; for that: pip install 'lexiseg[geo]'")
+            self._geo = set()
+        if bands is not None and not tiffs:
+            _wrong("--bands is of GeoTIFFs, and no photo is a .tif")
+        self.failed: dict[Path, Exception] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Any]:
+        from lexiseg import geo
+        from lexiseg.images import ImageError
+
+        for path in self._paths:
+            if path not in self._geo:
+                yield path
+                continue
+            try:
+                yield geo.open_geotiff(path, self._limits, self._bands)
+            except ImageError as error:
+                self.failed[path] = error
+                yield path
+
+    def save(self, photo: Any, result: Result, out: Path, stem: str) -> dict[str, Path]:
+        """What is written of a GeoTIFF besides; of other photos nothing."""
+        from lexiseg import geo
+
+        if not isinstance(photo, geo.GeoPhoto):
+            return {}
+        if photo.ranges:
+            ranges = ", ".join(f"{low:g} to {high:g}" for low, high in photo.ranges)
+            shown = ",".join(str(band) for band in photo.bands)
+            _say(f"lexiseg: {photo.name}: bands {shown}; black to white is {ranges}")
+        if not photo.reference.crs:
+            _say(f"lexiseg: {photo.name}: does not tell its reference system; no GeoJSON is written")
+        return geo.save(result, photo.reference, out, stem)
+
+
+def _band_numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        _wrong(f"--bands {text}: give numbers from one on, such as 4,3,2")
 
 
 class _RayCommand(TyperCommand):
