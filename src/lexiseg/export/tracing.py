@@ -14,6 +14,8 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from lexiseg.export.graphs import ExportError
+
 OPSET = 20
 """Of the graphs: bilinear sampling of maps has been there since 16, exact GELU as one operator since 20."""
 
@@ -36,6 +38,15 @@ def traced(
             verbose=False,
         )
         assert program is not None  # for the reader of types
+        graph = program.model.graph
+        fixed = [
+            f"axis {axis} of {value.name}"
+            for value in graph.inputs
+            for axis in axes.get(value.name or "", {})
+            if value.shape is None or isinstance(value.shape[axis], int)
+        ]
+        if fixed:  # the exporter says so in a warning at best
+            raise ExportError(f"traced as a constant, though it may change: {', '.join(fixed)}")
         return tidied(program.model)
 
 

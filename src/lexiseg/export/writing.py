@@ -84,8 +84,8 @@ def export_model(
     check_exportable(model.name, model.system)
     if out.suffix != ".onnx":
         raise ExportError(f"{out}: give a name that ends in .onnx")
-    for size_hw in sizes:
-        _check_size(size_hw, model)
+    for each in sizes:
+        _check_size(each, model)
     if len(set(sizes)) < len(sizes):
         raise ExportError("a size is given twice")
     photos = photos_to_check(None) if photos is None else list(photos)
@@ -93,7 +93,7 @@ def export_model(
     words = vocabulary or Vocabulary.parse(WORDS)
     targets: dict[Path, Size | None] = {out: sizes[0] if sizes else None}
     if len(sizes) > 1:
-        targets = {sized_file(out, size_hw): size_hw for size_hw in sizes}
+        targets = {sized_file(out, each): each for each in sizes}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         workshop = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.")
@@ -102,10 +102,10 @@ def export_model(
     with workshop as name:
         folder = Path(name)
         texts: dict[str, TextFile] = {} if vocabulary else _write_texts(model, folder, out.stem, precision)
+        bank = model.text_bank(words)
         checks = []
         for target, size_hw in targets.items():
             path = folder / target.name
-            bank = model.text_bank(words)
             description = _write(model, path, vocabulary, bank, size_hw, texts)
             if precision != "float32":
                 description = make_smaller(path, path, precision, photos)

@@ -57,6 +57,6 @@ def query_text(text: TextBank, void: Tensor) -> QueryText:
     """The phrases of `text.query`, templates averaged, and a learned void row [1, D] of any length."""
     return QueryText(
         rows=torch.cat((template_mean(text.query), functional.normalize(void, dim=-1))),
-        class_of=torch.cat((text.class_of, text.class_of.new_tensor([text.num_classes]))),
+        class_of=torch.cat((text.class_of, text.class_of.new_full((1,), text.num_classes))),
         num_classes=text.num_classes + 1,
     )
