@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Lexiseg needs Python 3.11 or newer. Name one: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,transformers,mine,serve,export,docs,supervision,parquet,geo,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,transformers,mine,ray,serve,export,docs,supervision,parquet,geo,dev]'
 	@touch $@
 
 # Without a photo: china.jpg, which scikit-learn carries (photo by danielbuechele, CC BY 2.0).

@@ -44,7 +44,7 @@ def main() -> None:
             base = [sys.executable, "-c", LEXISEG, "batch", str(given.photos.resolve()), "--classes", WORDS]
             base += ["--task", "panoptic", "--format", format, "--device", "cpu", "--out"]
             ray = ["--workers", "2", "--ray", address] if given.ray else []
-            killer = Killer([*base, str(out), *ray], out, count, generator)
+            killer = Killer([*base, str(out), *ray], out, count, generator, patience=900)
             kills = given.kills * (number + 1) // len(given.formats) - given.kills * number // len(given.formats)
             of_workers = kills // 2 if given.ray else 0
             if of_workers:
@@ -53,7 +53,7 @@ def main() -> None:
                     path.unlink()
             killer.kill_runs(kills - of_workers)
             killer.finish()
-            Killer([*base, str(whole)], whole, count, generator).finish()
+            Killer([*base, str(whole)], whole, count, generator, patience=900).finish()
             same = contents(out) == contents(whole)
             everything &= same
             print(

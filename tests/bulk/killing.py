@@ -45,7 +45,7 @@ class Killer:
     random: random.Random
     pause: float = 1.0
     """Seconds after a record, at most, until the kill."""
-    patience: float = 300
+    patience: float = 600
     """Seconds without anything new."""
     told: list[int] = field(default_factory=list)
     """Records that were there, at every kill."""
