@@ -6,7 +6,7 @@ DATA: labelled photos, a folder or a zip with dataset.json, whose classes are th
 asked about the same photos, on the canvas that PyTorch uses. int8 measures its ranges on photos of another split. A row
 per variant: the share of the pixels with PyTorch's class, mIoU (rule `gt`) with its 95 % interval, the difference to
 PyTorch with the interval of the difference, and the time over PyTorch's, the median over the photos: of the network
-alone and of the whole way from pixels to a label map, with two threads and, on every fourth photo, with one. Each photo
+alone and of the whole way from pixels to a label map, with two threads and, on every eighth photo, with one. Each photo
 goes through all of them one after the other, so that whatever else the machine does meets them all. Written are
 exported.json, exported.md and the files, which the next run takes as they are. Exit status 1 if a float32 file agrees
 on less than 99.9 % of the pixels.
@@ -48,7 +48,7 @@ from lexiseg.zoo.model_folder import Model
 
 PYTORCH = "PyTorch"
 THREADS = (2, 1)
-CALIBRATION_PHOTOS = 24
+CALIBRATION_PHOTOS = 12
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def compared(
         }
         first = ExportedSegmenter.load(next(iter(paths.values())), "cpu", threads=count)
         runners = {PYTORCH: PyTorchRunner(model, first, words), **runners}
-        for photo in tqdm(photos if count == THREADS[0] else photos[::4], unit="photo", desc=f"{count} threads"):
+        for photo in tqdm(photos if count == THREADS[0] else photos[::8], unit="photo", desc=f"{count} threads"):
             found = {name: look(runner, photo, words, seconds[count][name]) for name, runner in runners.items()}
             if count == THREADS[0]:
                 for name, labels in found.items():
