@@ -248,6 +248,22 @@ def test_commands_parse(block: Block) -> None:
             assert (REPOSITORY / words[1]).is_file(), f"{block.where}: there is no {words[1]}"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "segment street.jpg",  # no words
+        "segment street.jpg --classes sky --words tree",
+        "segment street.jpg --classes sky --task everything",
+        "vocab chek --classes sky",
+        "data mine captions.json",  # no --out
+        "train maskclip-pp --data photos --out run --speed 3",
+    ],
+)
+def test_wrong_commands_are_seen(wrong: str) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        parse(shlex.split(wrong), "here")
+
+
 def without_environment(words: list[str]) -> list[str]:
     """ "NAME=value lexiseg serve" without what is set before the command."""
     start = next((i for i, word in enumerate(words) if not re.fullmatch(r"[A-Z_]+=.*", word)), len(words) - 1)
