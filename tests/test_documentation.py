@@ -251,7 +251,7 @@ def test_commands_parse(block: Block) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "segment street.jpg",  # no words
+        "segment",  # no photo
         "segment street.jpg --classes sky --words tree",
         "segment street.jpg --classes sky --task everything",
         "vocab chek --classes sky",
