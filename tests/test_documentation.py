@@ -322,7 +322,7 @@ def test_named_options_exist(page: Path) -> None:
     told = [line for block in BLOCKS[page] for line in block.content.splitlines() if block.language in SHOWN]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)]
     for line in [*told, *spans]:
-        words = line.split()
+        words = without_environment(line.removeprefix("$ ").split() or [""])
         named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*)", line)) - {"--help"}
         if words[:2] == ["lexiseg", "train"] and len(words) > 2 and words[2] in RECIPES:
             missing = named - recipe_options(words[2])

@@ -975,11 +975,6 @@ def mine_data(
         raise typer.Exit(1)
 
 
-@vocab_app.callback()
-def vocab() -> None:
-    """Words: what a model will make of them."""
-
-
 @vocab_app.command("check")
 def check_vocabulary(
     classes: Annotated[str | None, typer.Option(help="Words, as for `segment`.")] = None,
