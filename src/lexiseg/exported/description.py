@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from lexiseg.settings import MAX_SETTINGS_BYTES, CanvasSettings, OutputSettings, Section, in_one_line
 from lexiseg.vocabulary import MAX_CHARACTERS, MAX_PHRASES, Vocabulary, VocabularyClass, template_set
@@ -101,6 +101,12 @@ class Description(Section):
         if templates is not None:
             template_set(templates)
         return templates
+
+    @model_validator(mode="after")
+    def _encodable(self) -> Description:
+        if self.classes is None and self.text is None:
+            raise ValueError("has neither words nor a file that encodes them")
+        return self
 
     @property
     def view_hw(self) -> tuple[int, int] | None:

@@ -49,7 +49,8 @@ class Graph:
         wanted = {entry.name for entry in session.get_inputs()}
         given = {"pixels", "picture_hw"} | (VIEW_INPUTS if description.view else set())
         words = wanted - given
-        if not given <= wanted or not words <= WORD_INPUTS or (bool(words) == (description.classes is not None)):
+        told = given <= wanted and words <= WORD_INPUTS and bool(words) == (description.classes is None)
+        if not told or {entry.name for entry in session.get_outputs()} != set(OUTPUTS):
             raise ExportedFileError(f"{path}: its inputs are not those its description tells of; export it again")
         return cls(path, description, session)
 
@@ -276,7 +277,7 @@ class ExportedSegmenter:
 
     def _encoded(self, vocabulary: Vocabulary) -> Feed:
         known = self.description
-        assert known.text is not None  # for the reader of types: without words of its own a file names its text tower
+        assert known.text is not None  # the description was checked for it
         kept = cache_folder() if self.keeps_words else None
         text = known.text
         bank = text_bank(

@@ -33,13 +33,11 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     size = path.stat().st_size
     if size == 0 or size > MAX_BYTES:
         raise ExportedFileError(f"{path}: {size} bytes; this is no exported model")
-    options = onnxruntime.SessionOptions()
+    providers, options = providers_of(device), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own optimisations
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers_of(device))
-    except ValueError:
-        raise
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     # onnxruntime's errors share no class of their own: a damaged file, a missing file of weights, an unknown operator.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
