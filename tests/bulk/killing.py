@@ -2,6 +2,7 @@
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "token",  # else it depends on the person's own files who may connect
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
 

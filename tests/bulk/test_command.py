@@ -1,6 +1,7 @@
 """`lexiseg batch`."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,34 @@ def test_wrong_calls_are_told_in_one_line(tmp_path: Path) -> None:
         done = lexiseg(*options)
         assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.output
     assert "other settings (words)" in lexiseg(photos, "--out", out, classes="red").stderr
+
+
+def test_ray_may_have_an_address_and_never_takes_the_input_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for options in (
+        (photos, "--out", out, "--ray"),
+        ("--ray", photos, "--out", out),
+        (photos, "--ray", "--out", out, "--workers", 2),
+        (photos, "--out", out, "--ray", "auto"),
+        (photos, "--ray", "10.0.0.1:6379", "--out", out),
+        (photos, "--ray=ray://head:10001", "--out", out),
+    ):
+        done = lexiseg(*options)
+        assert done.exit_code == 2 and "pip install 'lexiseg[ray]'" in done.stderr, done.output
+    done = lexiseg(photos, "--out", out, "--workers", 2)
+    assert done.exit_code == 2 and "are of --ray: give that too" in done.stderr
+    assert lexiseg(photos, "--out", out).exit_code == 0
+
+
+def test_options_that_change_results_are_part_of_the_batch(tmp_path: Path) -> None:
+    photos, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    assert lexiseg(photos, "--out", out, "--augment").exit_code == 0
+    done = lexiseg(photos, "--out", out)
+    assert done.exit_code == 2 and "holds results of other settings (augmented, weights)" in done.stderr
+    assert "skip_decided is for models with" in lexiseg(photos, "--out", tmp_path / "b", "--skip-decided").stderr
+    assert "give their size as --tile" in lexiseg(photos, "--out", tmp_path / "c", "--context", 0.5).stderr
+    done = lexiseg(photos, "--out", "s3://bucket/out")
+    assert done.exit_code == 2 and "results are written to a folder" in done.stderr

@@ -54,6 +54,7 @@ def find_photos(url: str) -> dict[str, tuple[str, Stamp]]:
     Names are relative to the folder, of a pattern to the folder before its first * ? [ ]. Raises RemoteError.
     """
     system, path = _system(url)
+    system.invalidate_cache()  # of what an earlier call has found
     try:
         if _is_pattern(path):
             root, found = _fixed(path), system.glob(path, detail=True)
