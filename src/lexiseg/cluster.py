@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +38,8 @@ class Cluster:
     """Where the workers are, and what each of them takes."""
 
     address: str | None = None
-    """As for `ray.init`: "auto", "host:port" or "ray://host:port". None is what RAY_ADDRESS says, else as "local": a
-    cluster that is started on this machine and ends with the work."""
+    """As for `ray.init`: "auto" or "host:port". None is what RAY_ADDRESS says, else as "local": a cluster that is
+    started on this machine and ends with the work."""
     workers: int | None = None
     """None: as many as find room."""
     cpus: float = 1
@@ -57,7 +57,7 @@ class _Stopped:
 
 def spread(
     items: Sequence[Any], make: Callable[..., Worker], arguments: tuple[Any, ...], cluster: Cluster, together: int = 1
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any]]:
     """The numbers of the items with what the workers made of them, in the order in which they are done.
 
     make: called with `arguments` in every process; both are sent there. together: so many items are given out at once.
@@ -78,10 +78,14 @@ def spread(
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
         )
-        for row in done.iter_rows():
-            if isinstance(row["outcome"], _Stopped):
-                raise ClusterError(row["outcome"].reason)
-            yield int(row["number"]), row["outcome"]
+        try:
+            for row in done.iter_rows():
+                if isinstance(row["outcome"], _Stopped):
+                    raise ClusterError(row["outcome"].reason)
+                yield int(row["number"]), row["outcome"]
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ClusterError(f"Ray cannot go on ({type(error).__name__}: {reason}); the same call does") from None
 
 
 class _Ledger:

@@ -73,7 +73,7 @@ def test_ray_may_have_an_address_and_never_takes_the_input_for_one(
         (photos, "--ray", "--out", out, "--workers", 2),
         (photos, "--out", out, "--ray", "auto"),
         (photos, "--ray", "10.0.0.1:6379", "--out", out),
-        (photos, "--ray=ray://head:10001", "--out", out),
+        (photos, "--ray=head:6379", "--out", out),
     ):
         done = lexiseg(*options)
         assert done.exit_code == 2 and "pip install 'lexiseg[ray]'" in done.stderr, done.output

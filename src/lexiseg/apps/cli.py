@@ -303,7 +303,7 @@ class _RayCommand(TyperCommand):
         told: list[str] = []
         for argument in args:
             if told[-1:] == ["--ray"]:
-                follows = re.fullmatch(r"auto|local|(ray://)?[\w.\[\]-]+:\d+", argument) is not None
+                follows = re.fullmatch(r"auto|local|[\w.\[\]-]+:\d+", argument) is not None
                 told += [argument] if follows else ["local", argument]
             else:
                 told.append(argument)
@@ -358,8 +358,8 @@ def batch(
         typer.Option(
             "--ray",
             metavar="[ADDRESS]",
-            help="Compute by Ray Data (lexiseg[ray]): on a cluster (auto, HOST:PORT, ray://HOST:PORT), or without an "
-            "address in processes of this machine.",
+            help="Compute by Ray Data (lexiseg[ray]): on a cluster (auto, HOST:PORT), or without an address in "
+            "processes of this machine.",
         ),
     ] = None,
     workers: Annotated[

@@ -7,6 +7,7 @@ given out again after the death of a worker is passed over where its record is t
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +40,9 @@ def share_photos(
     seen = (folder.path.absolute(), folder.settings)
     together = max(1, min(_TOGETHER, len(photos) // 16))  # few photos shall not wait for one worker
     try:
-        for number, outcome in spread(photos, _Worker, (workers.load, asked, seen), workers.cluster, together):
-            yield photos[number], _LOST if isinstance(outcome, Lost) else outcome
+        with closing(spread(photos, _Worker, (workers.load, asked, seen), workers.cluster, together)) as outcomes:
+            for number, outcome in outcomes:
+                yield photos[number], _LOST if isinstance(outcome, Lost) else outcome
     except ClusterError as error:
         raise BatchError(str(error)) from None
 

@@ -1,0 +1,48 @@
+"""Work shared by a real, local Ray: items that kill, items that raise, processes that are replaced."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lexiseg.cluster import Cluster, ClusterError, Lost, spread
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'lexiseg[ray]'")
+
+
+class Shouting:
+    """Makes letters large. "deadly" ends its process, "wrong" raises, "once" ends the first process that meets it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, items: Sequence[str]) -> Iterator[str]:
+        for item in items:
+            mark = self.folder / item
+            if item == "deadly" or (item == "once" and not mark.exists()):
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if item == "wrong":
+                raise KeyError("no such\n letter")
+            yield item.upper()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray speaks of its own settings so
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves sockets to its other processes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path) -> None:
+    items = [f"a{number}" for number in range(9)]
+    items[2], items[5] = "once", "deadly"
+    done = dict(spread(items, Shouting, (tmp_path,), Cluster(workers=2), together=3))
+    assert done == {number: item.upper() for number, item in enumerate(items)} | {5: Lost()}
+    with pytest.raises(ClusterError, match="^KeyError: 'no such.* letter'$"):
+        list(spread(["a", "wrong"], Shouting, (tmp_path,), Cluster(workers=1)))
+    with pytest.raises(ClusterError, match="no machine of the cluster has room for a worker with 1 CPU, 1 GPU"):
+        list(spread(["a"], Shouting, (tmp_path,), Cluster(workers=1, gpus=1)))
+
+
+def test_nothing_to_do_needs_no_ray() -> None:
+    assert list(spread([], Shouting, (), Cluster())) == []
