@@ -59,9 +59,9 @@ def write_cvat(path: Path, records: Records, vocabulary: Vocabulary) -> None:
     )
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(
-            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <job>\n'
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <task>\n'
         )
-        file.write(f"      <labels>\n{labels}      </labels>\n    </job>\n  </meta>\n")
+        file.write(f"      <labels>\n{labels}      </labels>\n    </task>\n  </meta>\n")
         for number, record in enumerate(records):
             file.write(to_cvat(record, number))
         file.write("</annotations>\n")
