@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 
+from lexiseg.data.packages import LabelledPhotos
 from lexiseg.export import Exported
+from lexiseg.export.checking import TASKS, agreement
 from lexiseg.exported import ExportedFileError, ExportedSegmenter
 from lexiseg.exported.description import KEY, TEXT_KEY
 from lexiseg.exported.running import sized_file
@@ -49,6 +51,16 @@ def test_same_results_as_pytorch(task: str, segmenter: ExportedSegmenter, model:
         [s.score for s in ours.segments], [s.score for s in theirs.segments], rtol=1e-3, atol=1e-4
     )
     assert (ours.model, ours.photo, ours.vocabulary) == (theirs.model, theirs.photo, theirs.vocabulary)
+
+
+@pytest.mark.slow
+def test_fifty_real_photos(segmenter: ExportedSegmenter, model: Model, shared: Path) -> None:
+    data, theirs = LabelledPhotos(shared / "data" / "camvid.zip"), Segmenter(model, "cpu")
+    words, ids = list(data.classes), data.ids("test")
+    pictures = (data.photo(name).image for name in ids[:: len(ids) // 50][:50])
+    check = agreement((theirs.predict(rgb, words, TASKS), segmenter.predict(rgb, words, TASKS)) for rgb in pictures)
+    assert check.photos == 50
+    assert min(check.same_labels, check.same_segments) >= 0.999
 
 
 def test_a_photo_of_another_shape_is_segmented_as_pytorch_does(
