@@ -299,6 +299,16 @@ def test_without_a_folder_and_an_address() -> None:
     for address in ("/data/upload/1/a.jpg", "/data/local-files/?d=a.jpg"):
         with pytest.raises(Refusal, match="^task 1: its picture is kept by Label Studio; start the server with"):
             read_picture(address, "task 1", Backend(), Limits())
+    for address in (
+        "http://h:1/api/users",
+        "http://h:1/data/../api/users",
+        "/data/%2e%2e/api/users",
+        "http://h:1x/data/a",
+    ):
+        with pytest.raises(Refusal, match="^task 1: its picture is elsewhere"):
+            read_picture(address, "task 1", Backend(address="http://h:1"), Limits())
+    with pytest.raises(Refusal, match="^task 1: the address of its picture cannot be read"):
+        read_picture("http://[h/data/a", "task 1", Backend(), Limits())
     assert read_picture(as_data(b"abc"), "task 1", Backend(), Limits()) == b"abc"
 
 

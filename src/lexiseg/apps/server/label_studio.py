@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field, ValidationError
@@ -206,7 +206,10 @@ def read_picture(address: str, where: str, backend: Backend, limits: Limits) -> 
     """The bytes of a picture; raises Refusal."""
     if address.startswith("data:"):
         return _from_data(address, where, limits)
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise Refusal("wrong_photo", f"{where}: the address of its picture cannot be read") from None
     local = re.fullmatch(r"/data/local-files/?", parts.path) and parse_qs(parts.query).get("d")
     if local and backend.files is not None and _is_at(parts, backend):
         return _from_folder(local[0], where, backend.files, limits)
@@ -225,11 +228,15 @@ def read_picture(address: str, where: str, backend: Backend, limits: Limits) -> 
     return _fetched(parts.path + (f"?{parts.query}" if parts.query else ""), where, backend, limits)
 
 
-def _is_at(parts: Any, backend: Backend) -> bool:
-    """Whether an address is one of Label Studio's own: without a host, or with its."""
-    if not parts.scheme and not parts.netloc:
-        return bool(parts.path.startswith("/data/") or parts.path.startswith("/storage-data/"))
-    return backend.address is not None and (parts.scheme, parts.netloc) == urlsplit(backend.address)[:2]
+def _is_at(parts: SplitResult, backend: Backend) -> bool:
+    """Whether an address is of a picture that Label Studio keeps: without a host, or with its."""
+    path = parts.path
+    if parts.scheme or parts.netloc:
+        own = urlsplit(backend.address or "")
+        if not own.netloc or (parts.scheme, parts.netloc) != (own.scheme, own.netloc):
+            return False
+        path = path.removeprefix(own.path.rstrip("/"))
+    return path.startswith(("/data/", "/storage-data/")) and ".." not in unquote(path).split("/")
 
 
 def _from_data(address: str, where: str, limits: Limits) -> bytes:
