@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,8 @@ from lexiseg.zoo.loading import load
 from lexiseg.zoo.model_folder import Model
 
 PYTORCH = "PyTorch"
-THREADS = (1, 2)
-"""With the first all photos are looked at, with the others every eighth."""
+OTHER_THREADS_PHOTOS = 8
+"""With the first number of threads all photos are looked at, with the others every eighth."""
 CALIBRATION_PHOTOS = 12
 
 
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--split", default="test")
     parser.add_argument("--other-split", default="train", help="for the ranges of int8")
     parser.add_argument("--variants", default=",".join(str(i) for i in range(len(VARIANTS))), help="places in the list")
+    parser.add_argument("--threads", default="1,2", help="all photos with the first number, every eighth with others")
     parser.add_argument("--out", type=Path, default=Path("out/exported"))
     options = parser.parse_args()
     model = load(Path(options.model) if Path(options.model).is_dir() else options.model)
@@ -189,7 +191,8 @@ def main() -> int:
     wanted = [VARIANTS[int(place)] for place in options.variants.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
     paths = export_all(model, words, size_hw, calibration, options.out, wanted)
-    told = compared(model, paths, words, photos, data, plan)
+    threads = [int(count) for count in options.threads.split(",")]
+    told = compared(model, paths, words, photos, data, plan, threads)
     told |= {"model": model.name, "data": f"{data.name} {options.split}", "photos": len(photos), "canvas": size_hw}
     (options.out / "exported.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     table = as_markdown(told)
@@ -206,20 +209,23 @@ def compared(
     photos: Sequence[Photo],
     data: LabelledPhotos,
     plan: Plan,
-) -> dict[str, object]:
-    seconds: dict[int, dict[str, Seconds]] = {count: defaultdict(Seconds) for count in THREADS}
+    threads: Sequence[int],
+) -> dict[str, Any]:
+    seconds: dict[int, dict[str, Seconds]] = {count: defaultdict(Seconds) for count in threads}
     maps: dict[str, dict[str, SemanticMap]] = defaultdict(dict)
     same: dict[str, int] = defaultdict(int)
-    for count in THREADS:
+    for count in threads:
         torch.set_num_threads(count)
         runners: dict[str, PyTorchRunner | ExportedRunner] = {
             name: ExportedRunner(path, words, count) for name, path in paths.items()
         }
         first = ExportedSegmenter.load(next(iter(paths.values())), "cpu", threads=count)
         runners = {PYTORCH: PyTorchRunner(model, first, words), **runners}
-        for photo in tqdm(photos if count == THREADS[0] else photos[::8], unit="photo", desc=f"{count} threads"):
+        for photo in tqdm(
+            photos if count == threads[0] else photos[::OTHER_THREADS_PHOTOS], unit="photo", desc=f"{count} threads"
+        ):
             found = {name: look(runner, photo, words, seconds[count][name]) for name, runner in runners.items()}
-            if count == THREADS[0]:
+            if count == threads[0]:
                 for name, labels in found.items():
                     maps[name][key_of(photo.rgb)] = labels
                     same[name] += int((labels.labels == found[PYTORCH].labels).sum())
@@ -251,7 +257,7 @@ def compared(
     return {"pytorch": miou_of(base), "pixels": pixels, "rows": rows}
 
 
-def miou_of(evaluation: Evaluation) -> dict[str, object]:
+def miou_of(evaluation: Evaluation) -> dict[str, Any]:
     assert evaluation.semantic is not None
     edges = evaluation.semantic.miou_interval["gt"]
     return {
@@ -260,24 +266,32 @@ def miou_of(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def as_markdown(told: dict[str, object]) -> str:
+def as_markdown(told: dict[str, Any]) -> str:
+    counts = list(told["rows"][0]["time_over_pytorch"])
+    times = [f"time / PyTorch's, threads: {count}; network, whole" for count in counts]
+    headings = ["file", "MiB", "same class as PyTorch", "mIoU (95 %)", "less PyTorch's (95 %)", *times]
     lines = [
         f"{told['model']}, {told['photos']} photos of {told['data']}, canvas {told['canvas']}; PyTorch: mIoU "
-        f"{told['pytorch']['miou']} ({told['pytorch']['miou_95']}).",
+        f"{told['pytorch']['miou']} ({_range(told['pytorch']['miou_95'])}).",
         "",
-        "| file | MiB | same class as PyTorch | mIoU (95 %) | less PyTorch's (95 %) | time / PyTorch's, one thread: "
-        "network, whole | two threads: network, whole |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(headings)} |",
+        "|---" * len(headings) + "|",
     ]
     for row in told["rows"]:
-        one, two = (row["time_over_pytorch"][str(count)] for count in THREADS)
-        low, high = row["less_pytorch_95"]
-        lines.append(
-            f"| {row['variant']} | {row['mebibytes']} | {as_percent(row['same_labels'])} | {row['miou']} "
-            f"({row['miou_95'][0]} to {row['miou_95'][1]}) | {row['less_pytorch']:+.2f} ({low:+.2f} to {high:+.2f}) | "
-            f"{one['network']:.2f}, {one['whole']:.2f} | {two['network']:.2f}, {two['whole']:.2f} |"
-        )
+        cells = [
+            row["variant"],
+            str(row["mebibytes"]),
+            as_percent(row["same_labels"]),
+            f"{row['miou']} ({_range(row['miou_95'])})",
+            f"{row['less_pytorch']:+.2f} ({_range(row['less_pytorch_95'])})",
+            *(f"{own['network']:.2f}, {own['whole']:.2f}" for own in row["time_over_pytorch"].values()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _range(edges: Sequence[float]) -> str:
+    return f"{edges[0]:g} to {edges[1]:g}"
 
 
 if __name__ == "__main__":
