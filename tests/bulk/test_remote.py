@@ -53,8 +53,8 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def found(given: str, limits: ImageLimits | None = None) -> list[str]:
-    with inputs_of(given, limits or ImageLimits(), Path("nowhere")) as inputs:
+def found(given: str, out: Path = Path("nowhere")) -> list[str]:
+    with inputs_of(given, ImageLimits(), out) as inputs:
         return [photo.name for photo in inputs]
 
 
@@ -63,6 +63,7 @@ def test_names_are_those_of_a_folder(photos: Path, bucket: str, tmp_path: Path) 
         for name in NAMES:
             archive.write(photos / name, name)
     assert found(bucket) == found(f"{bucket}/") == found(str(photos)) == NAMES
+    assert found(photos.as_uri(), photos / "inner") == NAMES[:2]
     assert found(photos.as_uri()) == found(f"zip://::{(tmp_path / 'a.zip').as_uri()}") == NAMES
     assert found(f"{bucket}/**/*.png") == NAMES
     assert found(f"{bucket}/inner/0[03].png") == ["00.png", "03.png"]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
+from urllib.request import url2pathname
 
 from lexiseg.bulk.remote import RemoteError, RemotePhoto, Stamp, find_photos, is_address, read_list
 from lexiseg.data.sources import Source, SourceError, SourceLimits
@@ -48,6 +49,8 @@ def inputs_of(given: str | os.PathLike[str], limits: ImageLimits, out: Path) -> 
     there are no photos, or a zip is not to be trusted.
     """
     text = os.fspath(given)
+    if text.startswith("file://"):
+        text = url2pathname(text.removeprefix("file://"))
     path = Path(text)
     if is_address(text):
         yield _remote(text, limits)
