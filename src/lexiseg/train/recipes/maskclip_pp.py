@@ -273,9 +273,9 @@ def train_masks(
     """Tune `start`, a model by name or folder, or a CLIP, on true masks; the report, or False where it is not complete.
 
     hold_out: classes with commas between them. unseen: data as well, whose classes that share no name with the trained
-    ones are measured. images, segments: folders of the photos and of COCO panoptic's PNGs. alignment: "off" leaves out what stands
-    between tower and words. similarity: see `zoo.untuned`. words: "tuned" trains the words' tower too. precision: one
-    of `PRECISIONS`, or auto, which is bfloat16 on a GPU.
+    ones are measured. images, segments: folders of the photos and of COCO panoptic's PNGs. alignment: "off" leaves out
+    what stands between tower and words. similarity: see `zoo.untuned`. words: "tuned" trains the words' tower too.
+    precision: one of `PRECISIONS`, or auto, which is bfloat16 on a GPU.
     """
     _one_of("--crops", crops, CropRule)
     _one_of("--batches", batches, Batches)
