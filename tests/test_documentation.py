@@ -45,6 +45,12 @@ NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 RUNNING = ("python", "bash", "console")
 SHOWN = ("text", "json", "yaml")
 MOST_NOT_RUN = 30
+# The tags of a GeoTIFF: size of a pixel, where the first one is, and UTM zone 50 N.
+SOMEWHERE = {
+    33550: (0.5, 0.5, 0.0),
+    33922: (0.0, 0.0, 0.0, 448000.0, 4418000.0, 0.0),
+    34735: (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32650),
+}
 MARK = re.compile(r"^<!-- (not run|slow): (\S.*\S) -->$")
 COMMAND = typer.main.get_command(app)
 
@@ -126,7 +132,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, china_photo: Path) 
         shutil.copy(folder / "masks.png", folder / "masks" / f"{name}.png")
     (folder / "words.txt").write_text("sky\nroad | street\ncar\ntree\n", encoding="utf-8")
     with Image.open(china_photo) as photo:
-        photo.resize((1280, 854)).save(folder / "aerial.tif")
+        photo.resize((1280, 854)).save(folder / "aerial.tif", tiffinfo=SOMEWHERE)
         own = folder / "my-photos"
         for part in ("images", "labels"):
             (own / part).mkdir(parents=True)

@@ -58,6 +58,48 @@ def test_tiles(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     segments = json.loads((tmp_path / "large.json").read_text(encoding="utf-8"))["segments"]
     assert sorted(entry["label"] for entry in segments) == ["blue", "red"]
+
+
+def placed(path: Path) -> Path:
+    """A photo with the tags of a GeoTIFF, in UTM zone 50 N."""
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32650)
+    tags = {33550: (0.5, 0.5, 0.0), 33922: (0.0, 0.0, 0.0, 448000.0, 4418000.0, 0.0), 34735: keys}
+    with Image.open(photo(path.with_suffix(".png"))) as plain:
+        plain.save(path, tiffinfo=tags)
+    return path
+
+
+def test_a_geotiff_is_written_where_it_lies(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    path, other = placed(tmp_path / "aerial.tif"), photo(tmp_path / "other.png")
+    (tmp_path / "cut.tif").write_bytes(path.read_bytes()[:-50])
+    done = segment(path, other, tmp_path / "cut.tif", "--out", tmp_path / "out", "--json", "--bands", "3,2,1")
+    assert done.exit_code == 1, done.output
+    told = json.loads(done.stdout)
+    assert [set(entry["files"]) for entry in told["results"]] == [
+        {"overlay", "labels", "json", "geotiff", "geojson"},
+        {"overlay", "labels", "json"},
+    ]
+    assert "cannot be read as a GeoTIFF" in told["failures"][0]["error"]
+    outlines = json.loads((tmp_path / "out" / "aerial.geojson").read_text(encoding="utf-8"))
+    # Red is on the left, blue on the right, and the bands are the other way round.
+    assert {feature["properties"]["class"] for feature in outlines["features"]} == {"red", "blue"}
+    left = min(outlines["features"], key=lambda feature: feature["geometry"]["coordinates"][0][0][0])
+    assert left["properties"]["class"] == "blue"
+    for bands, problem in (("1,x,3", "give numbers from one on"), ("9,1,2", "has 3 bands, not 9,1,2")):
+        done = segment(path, "--out", tmp_path / "out", "--bands", bands)
+        assert done.exit_code != 0
+        assert problem in " ".join(done.output.split())
+
+
+def test_without_rasterio_a_reference_is_lost_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    path = placed(tmp_path / "aerial.tif")
+    done = segment(path, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "aerial.tif: its georeference is not kept; for that: pip install 'lexiseg[geo]'" in done.output
+    assert sorted(file.suffix for file in (tmp_path / "out").iterdir()) == [".json", ".png", ".png"]
+    assert segment(path, "--out", tmp_path / "out", "--bands", "3,2,1").exit_code == 2
     for options, said in (
         (("--overlap", 16), "--tile"),
         (("--tile", 128, "--overlap", 100), "use 0 to 42"),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
 from lexiseg.postprocess import SemanticView
 from lexiseg.tiling.cutting import Span, Tiling
@@ -36,6 +37,8 @@ _CELL = 2
 _SEEN_WHOLE = 1 / 16
 # Pixels are given to a thing as far away as this part of a tile's side.
 _NEAR = 1 / 8
+# Of a mask that is on everywhere.
+_SURE_LOGIT = 10.0
 # Pixels that are named at once.
 _BAND_PIXELS = 2_000_000
 # Near things are looked for on a map of cells so many times larger.
@@ -53,22 +56,21 @@ class PanopticView:
 
 
 def with_void(scores: SemanticView, void_prob: Tensor, threshold: float) -> SemanticView:
-    """The view with one more class, void, and one more mask: where no other is on.
+    """The view of the masks that `postprocess.panoptic` keeps, with one class more, void, and one mask more, its own:
+    where none of them is on.
 
-    void_prob [Q]. Masks that are void, or whose best score is not above the threshold, are for void alone.
+    void_prob [Q]; kept are masks whose best class beats void and the threshold.
     """
-    probs, void = scores.class_probs, void_prob.to(scores.class_probs)
-    best = probs.amax(1)
-    lost = (best <= void) | (best <= threshold)
-    void = torch.where(lost, probs.sum(1) + void, void)
-    probs = torch.cat([probs * ~lost[:, None], void[:, None]], 1)  # [Q, K + 1]
-    nothing = torch.zeros_like(probs[:1])
+    best = scores.class_probs.amax(1)
+    kept = (best > void_prob) & (best > threshold)
+    masks, probs = scores.mask_logits[kept], functional.pad(scores.class_probs[kept], (0, 1))  # [n, K + 1]
+    nothing = probs.new_zeros(1, probs.shape[1])
     nothing[0, -1] = 1
-    masks = scores.mask_logits
-    if not len(masks):
-        return SemanticView(masks.new_full((1, *masks.shape[1:]), 10.0), nothing, scores.frame)
-    masks = torch.cat([masks, -masks.amax(0, keepdim=True)])
-    return SemanticView(masks, torch.cat([probs, nothing]), scores.frame)
+    if len(masks):
+        off = -masks.amax(0, keepdim=True)
+    else:
+        off = masks.new_full((1, *masks.shape[1:]), _SURE_LOGIT)
+    return SemanticView(torch.cat([masks, off]), torch.cat([probs, nothing]), scores.frame)
 
 
 def panoptic(
