@@ -33,13 +33,18 @@ class Shouting:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray speaks of its own settings so
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves sockets to its other processes
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    request.addfinalizer(ray.shutdown)
     items = [f"a{number}" for number in range(9)]
     items[2], items[5] = "once", "deadly"
     done = dict(spread(items, Shouting, (tmp_path,), Cluster(workers=2), together=3))
     assert done == {number: item.upper() for number, item in enumerate(items)} | {5: Lost()}
     with pytest.raises(ClusterError, match="^KeyError: 'no such.* letter'$"):
         list(spread(["a", "wrong"], Shouting, (tmp_path,), Cluster(workers=1)))
+    assert ray.is_initialized()  # who has begun it ends it
     with pytest.raises(ClusterError, match="no machine of the cluster has room for a worker with 1 CPU, 1 GPU"):
         list(spread(["a"], Shouting, (tmp_path,), Cluster(workers=1, gpus=1)))
 

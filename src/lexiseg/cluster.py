@@ -20,6 +20,11 @@ _DEATHS = 2
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster started here. What travels is names; Ray would take a third of the memory."""
 
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what it will do in later releases, and speaks of in this one
+}
+
 Worker = Callable[[Sequence[Any]], Iterable[Any]]
 """Items -> what became of each, in their order."""
 
@@ -146,12 +151,12 @@ class _Process:
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
     """Ray, with a cluster behind it, and quiet."""
+    for name, value in _RAY_SETTINGS.items():  # read when it is imported
+        os.environ.setdefault(name, value)
     try:
         import ray.data
     except ImportError:
         raise ClusterError("several workers need Ray: pip install 'lexiseg[ray]'") from None
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
-        os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
         _start(ray, cluster)
@@ -181,7 +186,7 @@ def _start(ray: Any, cluster: Cluster) -> None:
             object_store_memory=_OBJECT_STORE_BYTES,
             **quiet,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises every kind of it, down to the plain one
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(f"no cluster of Ray at {address or 'this machine'}: {reason}") from None
 

@@ -52,7 +52,7 @@ def test_killed_at_any_moment_and_resumed_to_the_same_bytes(
 
 @pytest.mark.slow
 @quiet
-def test_a_cluster_of_its_own_and_what_goes_wrong_in_it(tmp_path: Path) -> None:
+def test_a_cluster_of_its_own_and_what_goes_wrong_in_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As alone, byte for byte; then a photo that no process survives, and workers of another model."""
     photos = write_photos(tmp_path / "photos", 20)
     (photos / "05.png").write_bytes(b"no picture")
@@ -65,6 +65,8 @@ def test_a_cluster_of_its_own_and_what_goes_wrong_in_it(tmp_path: Path) -> None:
     import ray
 
     assert not ray.is_initialized()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    request.addfinalizer(ray.shutdown)
     deadly = batch(photos, tmp_path / "shared", "png", workers=Workers(deadly_colours, Cluster(workers=1)))
     assert deadly.new == 1 and list(deadly.failures) == ["05.png", "13.png"]
     assert "the process ended whenever it was at this photo" in deadly.failures["13.png"]
