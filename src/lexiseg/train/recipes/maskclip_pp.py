@@ -8,11 +8,12 @@ Expect:    mask accuracy, before / after: ADE20K-150 52.7 / 67.0, Context-59 54.
 
 Command:   lexiseg train maskclip-pp --data MY_DATASET --start MODEL --out RUN
 
-MY_DATASET: a COCO panoptic JSON file, a folder with images/, labels/ and classes.txt, or a data package; the formats
-are written out in docs/training.md. Everything in it is looked at first, and what is wrong is listed file by file. Mask
-accuracy is measured before and after, on seen classes and on unseen ones: those of --hold-out, which take no part in
-the training, those of --unseen, a second set, and those that no training photo shows. RUN/report.md and RUN/report.json
-have the table, RUN/model the tuned classifier. The same command goes on where it was stopped.
+MY_DATASET: a COCO JSON file, an export of Label Studio or CVAT, a folder with images/, labels/ and classes.txt, or a
+data package; the formats are written out in docs/training.md. Everything in it is looked at first, and what is wrong is
+listed file by file. Mask accuracy is measured before and after, on seen classes and on unseen ones: those of
+--hold-out, which take no part in the training, those of --unseen, a second set, and those that no training photo shows.
+RUN/report.md and RUN/report.json have the table, RUN/model the tuned classifier. The same command goes on where it was
+stopped.
 
 What an option without a default stands for follows from the tower, see docs/training.md. --crops: large-scale (COCO
 panoptic) or short-edge (COCO-Stuff). --alignment: on or off. --words: frozen or tuned. --precision: float32,
