@@ -36,7 +36,7 @@ def same(one: Result, other: Result) -> float:
 def test_the_check_at_export(any_words: Exported, fixed_words: Exported) -> None:
     for exported in (any_words, fixed_words):
         (check,) = exported.checks
-        assert check.photos == 2
+        assert (check.photos, check.pixels) == (1, 427 * 640)
         assert check.same_labels >= 0.999
         assert check.same_segments >= 0.999
 
@@ -142,7 +142,7 @@ def test_what_the_file_says(fixed_words: Exported, any_words: Exported, model: M
     assert model.card["weights_licence"] in file.doc_string
     assert file.producer_name == "lexiseg"
     assert any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in file.graph.initializer)
-    assert fixed_words.files[0].stat().st_size < 0.6 * any_words.files[0].stat().st_size
+    assert fixed_words.files[0].stat().st_size < 0.7 * any_words.files[0].stat().st_size
     assert sorted(path.name for path in any_words.files[0].parent.iterdir()) == ["tiny.onnx", "tiny.text.onnx"]
     assert TEXT_KEY in {entry.key for entry in onnx.load(any_words.text_files[0]).metadata_props}
 
