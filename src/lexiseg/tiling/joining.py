@@ -8,7 +8,8 @@ overlap with one shape are one. A pixel of a class of things belongs to the thin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,13 @@ _CELL = 2
 _SEEN_WHOLE = 1 / 16
 # Pixels are given to a thing as far away as this part of a tile's side.
 _NEAR = 1 / 8
+# How much more of the vote void has than any class where a look finds nothing. Were it all of the vote, looks that find
+# nothing would end in straight lines beside others that do.
+_VOID_LEAD = 0.3
 # Of a mask that is on everywhere.
 _SURE_LOGIT = 10.0
 # Pixels that are named at once.
-_BAND_PIXELS = 2_000_000
+_BAND_PIXELS = 1_000_000
 # Near things are looked for on a map of cells so many times larger.
 _NEAR_STRIDE = 4
 
@@ -64,8 +68,9 @@ def with_void(scores: SemanticView, void_prob: Tensor, threshold: float) -> Sema
     best = scores.class_probs.amax(1)
     kept = (best > void_prob) & (best > threshold)
     masks, probs = scores.mask_logits[kept], functional.pad(scores.class_probs[kept], (0, 1))  # [n, K + 1]
-    nothing = probs.new_zeros(1, probs.shape[1])
-    nothing[0, -1] = 1
+    # Not to find anything is a weak opinion: void is a little more likely than each of the classes.
+    nothing = probs.new_full((1, probs.shape[1]), (1 - _VOID_LEAD) / probs.shape[1])
+    nothing[0, -1] += _VOID_LEAD
     if len(masks):
         off = -masks.amax(0, keepdim=True)
     else:
@@ -199,7 +204,7 @@ class _Things:
 
     def _join(self, one: np.ndarray, other: np.ndarray) -> None:
         """What two tiles say about the same cells: things of one class whose shapes agree are one."""
-        areas, shared = _meetings(one, other)
+        areas, shared = _meetings([(one, other)])
         for (a, b), count in shared.items():
             same_class = self._segments[a - 1].class_index == self._segments[b - 1].class_index
             if same_class and count > JOIN_IOU * (areas[0][a] + areas[1][b] - count):
@@ -219,11 +224,19 @@ class _Things:
         """After the last tile of a size: its things and those of the coarser tiles are one map."""
         if self._coarser is None:
             return
-        coarser = self._coarser.repeat(2, 0).repeat(2, 1)[: self._map.shape[0], : self._map.shape[1]]
-        self._coarser = None
+        coarser, self._coarser = self._coarser, None
         roots = np.zeros(len(self._segments) + 1, np.int32)
         roots[1:] = [self._root(number) + 1 for number in range(len(self._segments))]
-        areas, shared = _meetings(roots[self._map], roots[coarser])
+
+        def bands() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            """Of this map, and of the coarser one on its cells."""
+            step = 2 * max(1, _BAND_PIXELS // (2 * self._map.shape[1]))
+            for top in range(0, len(self._map), step):
+                own = self._map[top : top + step]
+                around = coarser[top // 2 : (top + step) // 2].repeat(2, 0).repeat(2, 1)
+                yield own, around[: own.shape[0], : own.shape[1]]
+
+        areas, shared = _meetings((roots[own], roots[around]) for own, around in bands())
         told = np.zeros(len(roots), np.int64)  # cells of coarser things in which smaller tiles see things of their own
         for (fine, coarse), count in shared.items():
             if self._segments[fine - 1].class_index != self._segments[coarse - 1].class_index:
@@ -233,11 +246,10 @@ class _Things:
                 self._unite(fine - 1, coarse - 1)
             else:
                 told[coarse] += count
-        stays = np.array(
-            [coarse == 0 or told[coarse] <= INSIDE * areas[1].get(coarse, 0) for coarse in range(len(roots))]
-        )
-        free = (self._map == 0) & stays[roots[coarser]]
-        self._map[free] = coarser[free]
+        stays = np.array([told[coarse] <= INSIDE * areas[1][coarse] for coarse in range(len(roots))])
+        for own, around in bands():
+            free = (own == 0) & stays[roots[around]]
+            own[free] = around[free]
 
     def _unite(self, one: int, other: int) -> None:
         first, second = sorted((self._root(one), self._root(other)))
@@ -255,7 +267,7 @@ class _Things:
         """Every pixel by its class, of which the last is void, and by what thing is there."""
         labels = found.labels.numpy()
         count, classes = len(self._segments), len(self._is_thing)
-        cells = np.bincount(self._map.ravel(), minlength=count + 1)
+        cells = _counts(self._map, count + 1)
         members: dict[int, list[int]] = {}
         for number in range(count):
             if cells[number + 1]:
@@ -271,8 +283,8 @@ class _Things:
         areas = np.zeros(len(class_of), np.int64)
         near = self._near(class_of)
         for band in self._bands(labels, class_of, near):
-            areas += np.bincount(band.ravel(), minlength=len(areas))[: len(areas)]
-        sizes = np.bincount(self._map.ravel(), minlength=len(class_of)) * self._cell**2
+            areas += _counts(band, len(class_of) + classes + 1)[: len(areas)]
+        sizes = _counts(self._map, len(class_of)) * self._cell**2
         kept = [t for t in range(1, len(class_of)) if areas[t] >= max(1.0, KEPT * sizes[t])]
         stuff = [s for s in found.segments if s.class_index < classes and not self._is_thing[s.class_index]]
 
@@ -342,14 +354,27 @@ class _Things:
 
 
 def _meetings(
-    one: np.ndarray, other: np.ndarray
-) -> tuple[tuple[dict[int, int], dict[int, int]], dict[tuple[int, int], int]]:
-    """Areas of the values of either map, and of the places where two of them meet; zero is none."""
-    areas = []
-    for values in (one, other):
-        counts = np.bincount(values.ravel())
-        areas.append({int(value): int(counts[value]) for value in np.flatnonzero(counts) if value})
-    both = (one > 0) & (other > 0)
-    pairs, shared = np.unique(np.stack([one[both], other[both]]), axis=1, return_counts=True)
-    met = {(int(a), int(b)): count for a, b, count in zip(*pairs.tolist(), shared.tolist(), strict=True)}
-    return (areas[0], areas[1]), met
+    maps: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[tuple[Counter[int], Counter[int]], Counter[tuple[int, int]]]:
+    """Areas of the values of two maps, and of the places where two of them meet; zero is none. The maps in bands."""
+    areas: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    met: Counter[tuple[int, int]] = Counter()
+    for one, other in maps:
+        codes, counts = np.unique(one.astype(np.int64) << 32 | other, return_counts=True)
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+            a, b = code >> 32, code & 0xFFFFFFFF
+            if a:
+                areas[0][a] += count
+            if b:
+                areas[1][b] += count
+            if a and b:
+                met[a, b] += count
+    return areas, met
+
+
+def _counts(values: np.ndarray, length: int) -> np.ndarray:
+    """How often each number below length is in a map; row by row, because numpy counts in 64 bits."""
+    total = np.zeros(length, np.int64)
+    for row in values:
+        total += np.bincount(row, minlength=length)
+    return total
