@@ -68,6 +68,7 @@ def run(
 
     deadline: a point in time, as of time.time(), after which nothing new is begun.
     """
+    out = out.resolve()  # runs note what they began with: the same folder by another path is the same
     hidden = out / "material"
     material.hide(data, hidden)
     material.join(hidden, load_lexicon())
@@ -112,20 +113,26 @@ class _Competition:
     starts: Sequence[Start]
 
     def side_by_side(self, parts: Sequence[Work]) -> bool:
-        """Runs parts that do not need each other; whether all are complete."""
+        """Runs parts that do not need each other, each in a process of its own; whether all are complete."""
         threads = max(1, torch.get_num_threads() // self.extent.processes)
         fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.extent.processes, fresh, torch.set_num_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(
+            self.extent.processes, fresh, torch.set_num_threads, (threads,), max_tasks_per_child=1
+        ) as pool:
             complete = [bool(done) for done in pool.map(_run, parts)]
         return all(complete)
 
     def enter(self, entrants: Sequence[Entrant]) -> bool:
+        """Trains entrants from every seed, then asks them. The memory of a training is not that of an answer."""
+        parts = [
+            (entrant, start) for start in self.starts for entrant in entrants if entrant.trained or start.seed == 0
+        ]
         return self.side_by_side(
+            [partial(made, entrant, start, self.out, self.extent) for entrant, start in parts]
+        ) and self.side_by_side(
             [
-                partial(_take_part, entrant, start, self.data, self.out, self.extent, self.questions)
-                for start in self.starts
-                for entrant in entrants
-                if entrant.trained or start.seed == 0
+                partial(_answer, entrant, start, self.data, self.out, self.extent, self.questions)
+                for entrant, start in parts
             ]
         )
 
@@ -155,8 +162,8 @@ class _Competition:
         found: dict[tuple[str, str], list[Evaluation]] = {}
         for entrant in entrants:
             for start in self.starts if entrant.trained else self.starts[:1]:
-                name = f"{entrant.name}-{start.seed}"
-                candidate = candidate_of(Segmenter.from_pretrained(self.out / "systems" / name / name, "cpu"))
+                model = measured_folder(entrant, start, self.out)
+                candidate = candidate_of(Segmenter.from_pretrained(model, "cpu"))
                 for question in self.questions:
                     if entrant.answers(question):
                         answer = ask(question, candidate, self.data, self.out, self.extent)
@@ -168,14 +175,11 @@ def _run(part: Work) -> object:
     return part()
 
 
-def _take_part(
+def _answer(
     entrant: Entrant, start: Start, data: Path, out: Path, extent: Extent, questions: Sequence[Question]
 ) -> bool:
-    """Trains an entrant from one seed, and asks it all questions."""
-    model = None if _late(start.deadline) else made(entrant, start, out, extent)
-    if model is None:
-        return False
-    candidate = candidate_of(Segmenter.from_pretrained(model, "cpu"))
+    """Asks an entrant of one seed all its questions."""
+    candidate = candidate_of(Segmenter.from_pretrained(measured_folder(entrant, start, out), "cpu"))
     for question in questions:
         if _late(start.deadline):
             return False
@@ -184,8 +188,16 @@ def _take_part(
     return True
 
 
+def measured_folder(entrant: Entrant, start: Start, out: Path) -> Path:
+    """Where the model lies that is measured; its name is the name of the folder."""
+    name = f"{entrant.name}-{start.seed}"
+    return out / "systems" / name / name
+
+
 def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | None:
     """The model of an entrant and a seed; None where time has run out before it was complete."""
+    if _late(start.deadline):
+        return None
     name = f"{entrant.name}-{start.seed}"
     tuned = out / "tuned" / name
     if entrant.tune is None:
