@@ -36,6 +36,8 @@ def open_session(path: Path, device: str = "auto", threads: int | None = None) -
     providers, options = providers_of(device), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own optimisations
+    # Its threads would spin between two photos, on the processors that everything else needs then.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     # onnxruntime's errors share no class of their own: a damaged file, a missing file of weights, an unknown operator.
