@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from lexiseg.images import find_images
-from tests.bulk.killing import Killer, contents, local_cluster, records
+from tests.bulk.killing import Killer, contents, local_cluster
 
 LEXISEG = "from lexiseg.apps.cli import main; main()"
 WORDS = "sky, building | house, road | street, sidewalk, tree, car, pedestrian | person, pole"
@@ -49,8 +49,6 @@ def main() -> None:
             of_workers = kills // 2 if given.ray else 0
             if of_workers:
                 killer.kill_workers(of_workers, cluster)
-                for path in records(out)[::2]:  # so that there is work for those that follow
-                    path.unlink()
             killer.kill_runs(kills - of_workers)
             killer.finish()
             Killer([*base, str(whole)], whole, count, generator, patience=900).finish()
