@@ -104,6 +104,29 @@ _FORMATS = "coco, coco-panoptic, png, palette, parquet, labelstudio, cvat or yol
 
 Model = Annotated[str, typer.Option(help="A name from `lexiseg models`, a model folder, or organisation/name.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Background = Annotated[bool, typer.Option("--background", help="Add a class for anything else.")]
+MinScore = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
+]
+Augment = Annotated[
+    bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
+]
+SkipDecided = Annotated[
+    bool,
+    typer.Option(
+        "--skip-decided",
+        help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
+    ),
+]
+Tile = Annotated[
+    int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
+]
+Overlap = Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")]
+Context = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="What is larger than a --tile, coarser looks decide; 0: none do. Default: 0.8."),
+]
+MaxPixels = Annotated[float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)]
 
 
 @app.command()
@@ -134,33 +157,14 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")] = Path("out"),
     format: Annotated[list[str] | None, typer.Option(help=f"Write also, and several times: {_FORMATS}")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
-    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
-    min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
-    ] = None,
-    augment: Annotated[
-        bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
-    ] = False,
-    skip_decided: Annotated[
-        bool,
-        typer.Option(
-            "--skip-decided",
-            help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
-        ),
-    ] = False,
-    tile: Annotated[
-        int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
-    ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
-    context: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="What is larger than a --tile, coarser looks decide; 0: none do. Default: 0.8."
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
-    ] = 120.0,
+    background: Background = False,
+    min_score: MinScore = None,
+    augment: Augment = False,
+    skip_decided: SkipDecided = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    context: Context = None,
+    max_pixels: MaxPixels = 120.0,
     bands: Annotated[
         str | None, typer.Option(help="Of a GeoTIFF: its bands that are red, green and blue, say 4,3,2; one for grey.")
     ] = None,
@@ -325,33 +329,14 @@ def batch(
     task: Annotated[TaskName, typer.Option(help="Which kind of masks.")] = TaskName.semantic,
     model: Model = DEFAULT_MODEL,
     format: Annotated[str, typer.Option(help=_FORMATS)] = "coco",
-    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
-    min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out segments below it. Default: 0; for instances 0.25.")
-    ] = None,
-    augment: Annotated[
-        bool, typer.Option("--augment", help="The mean of 18 looks at each photo, for --task semantic; slow.")
-    ] = False,
-    skip_decided: Annotated[
-        bool,
-        typer.Option(
-            "--skip-decided",
-            help="With a Mask-Adapter or masked crops: leave masks unread that cannot matter.",
-        ),
-    ] = False,
-    tile: Annotated[
-        int | None, typer.Option(help="Cut larger photos into tiles of at most so many pixels a side, say 1024.")
-    ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels that tiles share. Default: an eighth of --tile.")] = None,
-    context: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="What is larger than a --tile, coarser looks decide; 0: none do. Default: 0.8."
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        float, typer.Option(min=0.001, help="Refuse larger photos; in megapixels.", show_default=True)
-    ] = 120.0,
+    background: Background = False,
+    min_score: MinScore = None,
+    augment: Augment = False,
+    skip_decided: SkipDecided = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    context: Context = None,
+    max_pixels: MaxPixels = 120.0,
     device: Device = "auto",
     ray: Annotated[
         str | None,
@@ -478,7 +463,7 @@ def export(
             "and NAME.text.onnx comes along."
         ),
     ] = None,
-    background: Annotated[bool, typer.Option("--background", help="Add a class for anything else.")] = False,
+    background: Background = False,
     format: Annotated[ExportFormatName, typer.Option(help="The kind of file.")] = ExportFormatName.onnx,
     size: Annotated[
         list[str] | None,
