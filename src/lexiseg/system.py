@@ -44,7 +44,11 @@ class System(nn.Module):
 
     def read(self, images: Images, features: Features | None, text: TextBank) -> tuple[Proposals, Scores]:
         """What follows the encoder, which knows no words: one look at pictures serves several vocabularies."""
+        proposals, region_logits, valid = self.judge(images, features, text)
+        return proposals, self.fuse(proposals, region_logits, valid, text)
+
+    def judge(self, images: Images, features: Features | None, text: TextBank) -> tuple[Proposals, Tensor, Tensor]:
+        """Masks, region logits [B, Q, K] and valid [B, Q]: what is fused."""
         proposals = self.generator(images, features, text)
         regions = self.embedder(images, features, proposals.mask_logits)
-        region_logits = self.scorer(regions, text)
-        return proposals, self.fuse(proposals, region_logits, regions.valid, text)
+        return proposals, self.scorer(regions, text), regions.valid

@@ -297,8 +297,6 @@ class ReadOnce(System):
         photo = hashlib.sha256(images.pixels.numpy().tobytes()).digest()
         if photo not in self.remembered:
             features = self.encoder(images) if self.encoder is not None else None
-            proposals = self.generator(images, features, text)
-            regions = self.embedder(images, features, proposals.mask_logits)
-            self.remembered[photo] = proposals, self.scorer(regions, text), regions.valid
+            self.remembered[photo] = self.judge(images, features, text)
         proposals, region_logits, valid = self.remembered[photo]
         return proposals, self.fuse(proposals, region_logits, valid, text)
