@@ -113,6 +113,19 @@ def test_equal_masks_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(maps[0, 0], maps[0, 3])
 
 
+def test_few_numbers_of_masks_reach_the_convolutions() -> None:
+    """Each is a shape for which oneDNN keeps memory."""
+    network = adapter()
+    dense = torch.randn(1, WIDTH, *GRID, generator=torch.Generator().manual_seed(4))
+    numbers: set[int] = set()
+    network.cnext1.dwconv.register_forward_pre_hook(lambda _, inputs: numbers.add(len(inputs[0])))
+    for count in range(1, 20):
+        masks = torch.rand(1, count, 16, 24, generator=torch.Generator().manual_seed(count)) > 0.5
+        with torch.no_grad():
+            assert network(dense, masks).shape == (1, count, MAPS, *GRID)
+    assert numbers == {2, 8, 16, 24}  # of no pixel and of all; then the masks
+
+
 def test_a_mask_reaches_no_farther_than_its_window() -> None:
     """Three 7 x 7 convolutions see nine cells, and the mask stem one more to the right and below."""
     network = adapter()

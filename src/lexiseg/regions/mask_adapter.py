@@ -32,6 +32,11 @@ HIDDEN_FLOATS = 64_000_000
 """Most numbers of the widest layer at once, where no gradient is asked for: 256 MB in float32."""
 
 
+COUNTED_BY = 8
+"""Masks are filled up with empty ones to a multiple of this, where no gradient is asked for: oneDNN keeps what it
+prepared for every shape it meets, and a number of its own for every photo takes more and more memory."""
+
+
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each position of a map."""
 
@@ -114,7 +119,9 @@ class MaskAdapter(nn.Module):
                 maps = self.activate(self.fused(image, distinct))
             else:
                 plain = self.plain_stages(image, (4 * h, 4 * w))
-                maps = torch.cat([self.activate_edges(image, chunk, plain) for chunk in distinct.split(at_once)])
+                spare = -len(distinct) % COUNTED_BY if at_once > COUNTED_BY else 0
+                filled = functional.pad(distinct, (0, 0, 0, 0, 0, spare))
+                maps = torch.cat([self.activate_edges(image, chunk, plain) for chunk in filled.split(at_once)])
             found.append(maps[row])
         return torch.stack(found)
 
