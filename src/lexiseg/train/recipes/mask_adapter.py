@@ -150,7 +150,9 @@ def embeds_and_logits(
         return embeds, text_logits(embeds.float(), rows.float(), class_of, columns, scale)
 
 
-def parameter_groups(adapter: MaskAdapter, void: nn.Embedding, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    adapter: MaskAdapter, void: nn.Embedding, weight_decay: float, learning_rate: float = LEARNING_RATE
+) -> list[dict[str, Any]]:
     """One optimiser group per trainable parameter.
 
     Only the norm before the last convolution and the void embedding are not decayed. The norms of the blocks and of
@@ -158,7 +160,7 @@ def parameter_groups(adapter: MaskAdapter, void: nn.Embedding, weight_decay: flo
     """
     spared = {id(parameter) for parameter in (*adapter.norm.parameters(), void.weight)}
     return [
-        {"params": [p], "lr": LEARNING_RATE, "weight_decay": 0.0 if id(p) in spared else weight_decay}
+        {"params": [p], "lr": learning_rate, "weight_decay": 0.0 if id(p) in spared else weight_decay}
         for p in (*adapter.parameters(), void.weight)
         if p.requires_grad
     ]
@@ -173,6 +175,7 @@ def warm_up(
     total_steps: int = WARMUP_STEPS,
     batch: int = WARMUP_BATCH,
     crop: int = WARMUP_CROP,
+    learning_rate: float = LEARNING_RATE,
     autocast: torch.dtype | None = None,
     seed: int = 0,
     **loop: Any,
@@ -197,7 +200,7 @@ def warm_up(
         return {"loss_ce": AdapterCriterion.class_weight * label_loss(logits, labels)}
 
     schedule = partial(step_schedule, drops=WARMUP_DROPS, of=WARMUP_STEPS)
-    sizes = Sizes(total_steps, batch, crop)
+    sizes = Sizes(total_steps, batch, crop, learning_rate)
     return _train(parts, void, WARMUP_DECAY, schedule, loss_of, photos, out, sizes, autocast, seed, loop)
 
 
@@ -210,6 +213,7 @@ def train(
     total_steps: int = TOTAL_STEPS,
     batch: int = BATCH,
     crop: int = CROP,
+    learning_rate: float = LEARNING_RATE,
     autocast: torch.dtype | None = None,
     seed: int = 0,
     **loop: Any,
@@ -239,17 +243,18 @@ def train(
         embeds, logits = embeds_and_logits(parts, features, masks, text, void)
         return criterion.weighted(criterion(embeds, logits, labels))
 
-    sizes = Sizes(total_steps, batch, crop)
+    sizes = Sizes(total_steps, batch, crop, learning_rate)
     return _train(parts, void, habits.weight_decay, habits.schedule, loss_of, photos, out, sizes, autocast, seed, loop)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long and how large."""
+    """How long, how large, how fast."""
 
     total_steps: int
     batch: int
     crop: int
+    learning_rate: float
 
 
 def _train(
@@ -277,14 +282,14 @@ def _train(
         total = torch.stack(list(losses.values())).sum()
         return total, {"loss": float(total.detach()), **{name: float(x.detach()) for name, x in losses.items()}}
 
-    groups = parameter_groups(parts.embedder.adapter, void, weight_decay)
+    groups = parameter_groups(parts.embedder.adapter, void, weight_decay, sizes.learning_rate)
     trained = nn.ModuleDict({"adapter": parts.embedder.adapter, "void": void})
     return run(
         loss_of,
-        RunState(trained, torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8)),
+        RunState(trained, torch.optim.AdamW(groups, lr=sizes.learning_rate, betas=(0.9, 0.999), eps=1e-8)),
         sizes.total_steps,
         out,
-        learning_rate=LEARNING_RATE,
+        learning_rate=sizes.learning_rate,
         schedule=schedule,
         clip=GRADIENT_NORM,
         average_decay=0.0,  # the official training keeps no running average
@@ -334,6 +339,7 @@ def train_package(
     crop: int = CROP,
     long_edge: int = CANVAS.long_edge,
     adapter_width: int = 768,
+    learning_rate: float = LEARNING_RATE,
     device: str = "cpu",
     seed: int = 0,
     save_every: int = SAVE_EVERY,
@@ -344,7 +350,7 @@ def train_package(
 
     The classes of the package are the words. On FC-CLIP objects are masks of their own, where the package tells them
     apart; on MAFT+ a class is one mask. warmup_steps: 0 leaves the first stage out. long_edge: to which the model
-    brings photos. The same command goes on where a run was stopped. When it is complete, the model is in out/model.
+    brings photos. learning_rate: the official one unless given; a narrow adapter needs a larger one. The same command goes on where a run was stopped. When it is complete, the model is in out/model.
     """
     package = LabelledPhotos(data)
     torch.manual_seed(seed)
@@ -356,6 +362,7 @@ def train_package(
     text = TextBank(bank.query.to(where), bank.region.to(where), bank.class_of.to(where), bank.seen.to(where))
     photos = PackageSegments(package, split, by_region=not on_maftplus)
     shared: dict[str, Any] = {
+        "learning_rate": learning_rate,
         "autocast": torch.bfloat16 if where.type == "cuda" else None,
         "seed": seed,
         "save_every": save_every,
