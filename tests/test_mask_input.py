@@ -187,7 +187,11 @@ WRONG_FILES: dict[str, tuple[str, object, str]] = {
     "no zip": ("a.zip", b"PK", "no zip that can be read"),
     "short": ("a.json", [{"size": [HEIGHT, WIDTH], "counts": [5]}], "entry 1: its counts do not add up to the 17 x 12"),
     "odd size": ("a.json", [{"size": [HEIGHT], "counts": [5]}], "entry 1: its size is"),
-    "other size": ("a.json", [{"size": [2, 3], "counts": [6]}], "entry 1: has 3 x 2 pixels, the upright photo 17 x 12"),
+    "other size": (
+        "a.json",
+        [{"size": [2, 3], "counts": [6]}],
+        "entry 1: is of a photo of 3 x 2 pixels, the upright photo has 17 x 12",
+    ),
     "annotations": ("a.json", {"annotations": 5}, "holds no mask"),
     "images": ("a.json", {"annotations": [], "images": [1, 2]}, "is damaged"),
     "floats": ("a.npy", np.zeros((HEIGHT, WIDTH)), "has the type float64; masks are bool"),

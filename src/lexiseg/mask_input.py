@@ -241,7 +241,10 @@ def _annotations(path: Path, content: dict[str, Any], photo: Photo) -> list[Any]
     name = Path(photo.name).name
     ids = [image["id"] for image in images if Path(str(image.get("file_name"))).name == name]
     if len(ids) != 1:
-        raise ImageError(str(path), f"is about {len(images)} photos, {len(ids)} of them called {name}")
+        raise ImageError(
+            str(path),
+            f"is about {len(images)} photos, {len(ids)} of them called {name}; call the photo as the file does",
+        )
     return [entry for entry in content["annotations"] if entry.get("image_id") == ids[0]]
 
 

@@ -19,6 +19,7 @@ from lexiseg.data.user_masks import (
     refuse_overlap,
     split_off,
 )
+from tests.edited_json import edited
 
 CLASSES = "road | street\nsky\ntree\n"
 
@@ -266,15 +267,6 @@ def test_all_problems_at_once_but_not_without_end(labels: Path) -> None:
     assert len(lines) == 4 and lines[-1] == "and 496 more problems, in 1 files altogether"
     many = DataProblems(f"file {number}: bad" for number in range(200))
     assert len(many.lines) == MOST_LINES + 1
-
-
-def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
-        document = json.loads(path.read_text())
-        change(document)
-        path.write_text(json.dumps(document))
-
-    return spoil
 
 
 def segment(document: dict[str, Any], number: int) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Results to be written and read back: shapes with holes, parts, single pixels and odd names."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 
 from lexiseg.formats.records import PhotoRecord
 from lexiseg.results import Result, make_result
@@ -73,6 +76,14 @@ def nothing(name: str = "inner/nothing.jpg") -> Result:
 
 
 RESULTS = (semantic, panoptic, instances)
+
+
+def write_photos(folder: Path) -> None:
+    """The photos of the results, by their names."""
+    for make in RESULTS:
+        path = folder / make().photo
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make().rgb).save(path, format="PNG")
 
 
 def records() -> list[PhotoRecord]:

@@ -1,13 +1,11 @@
 """COCO instances: polygons and run lengths as pycocotools reads them, for training and as given masks; refusals."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
@@ -15,7 +13,8 @@ from lexiseg.data.user_masks import DataProblems, look_through, open_mask_data
 from lexiseg.formats.coco import write_coco
 from lexiseg.images import Photo
 from lexiseg.mask_input import read_masks
-from tests.formats.some_photos import HEIGHT, RESULTS, WIDTH, WORDS, instances, panoptic
+from tests.edited_json import edited
+from tests.formats.some_photos import HEIGHT, RESULTS, WIDTH, WORDS, instances, panoptic, write_photos
 
 TRIANGLE = [[3.0, 2.0, 30.5, 4.0, 8.0, 25.5]]
 PAIR = [[1, 1, 9, 1, 9, 9, 1, 9], [20, 20, 30, 20, 30, 30, 20, 30]]
@@ -24,21 +23,9 @@ PAIR = [[1, 1, 9, 1, 9, 9, 1, 9], [20, 20, 30, 20, 30, 30, 20, 30]]
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     """The results as one file, with the photos beside it."""
-    for make in RESULTS:
-        photo = tmp_path / "images" / make().photo
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make().rgb).save(photo, format="PNG")
+    write_photos(tmp_path / "images")
     write_coco(tmp_path / "coco.json", [make().record() for make in RESULTS], WORDS)
     return tmp_path / "coco.json"
-
-
-def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
-        document = json.loads(path.read_text())
-        change(document)
-        path.write_text(json.dumps(document))
-
-    return spoil
 
 
 def test_there_and_back(coco: Path) -> None:
@@ -108,13 +95,24 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a way out": (edited(lambda d: d["images"][0].update(file_name="../a.jpg")), "image 1 needs an id and a file_name"),
     "an image twice": (edited(lambda d: d["images"][1].update(id=1)), "image 2 has the id of another one, 1"),
     "an unknown image": (annotation(image_id=9), "annotation 4 is of an image that is not listed"),
-    "an unknown category": (annotation(category_id=9), "annotation 4 (b.png) is of category 9, which is not listed"),
+    "an unknown category": (
+        annotation(category_id=9),
+        "annotation 4 (b.png) is of category 9, which is not listed; add it to categories",
+    ),
+    "a list as a category's id": (edited(lambda d: d["categories"][1].update(id=[1])), "category 2 needs an id and"),
+    "a list as an image's id": (edited(lambda d: d["images"][0].update(id=[1])), "image 1 needs an id and a file_name"),
+    "a list as an image": (annotation(image_id=[1]), "annotation 4 is of an image that is not listed"),
+    "a tree as a category": (annotation(category_id={}), "annotation 4 (b.png) is of category {}, which is not"),
+    "this folder": (edited(lambda d: d["images"][0].update(file_name=".")), "image 1 needs an id and a file_name"),
+    "a huge number": (annotation(segmentation=[[1, 2, 3, 4, 10**400, 6]]), "needs two numbers for each point"),
+    "a huge size": (annotation(segmentation={"size": [10**400, 3], "counts": [9]}), "it must be [height, width]"),
     "no mask": (annotation(segmentation=None), "annotation 4 (b.png): is no mask; needed are polygons, or run lengths"),
     "no polygons": (annotation(segmentation=[]), "annotation 4 (b.png): its polygons are no lists"),
     "a box": (annotation(segmentation=[[1, 2, 3, 4]]), "annotation 4 (b.png): its polygon needs 3 to"),
     "far": (annotation(segmentation=[[1, 2, 3, 4, 5e7, 6]]), "annotation 4 (b.png): its polygon lies far outside"),
     "short": (annotation(segmentation={"size": [HEIGHT, WIDTH], "counts": [5]}), "its counts do not add up to"),
-    "another size": (annotation(segmentation={"size": [3, 3], "counts": [9]}), "has 3 x 3 pixels, the upright photo"),
+    "another size": (annotation(segmentation={"size": [3, 3], "counts": [9]}), "is of a photo of 3 x 3 pixels, the"),
+    "thousands of digits": (lambda path: path.write_text("[" + "9" * 5000 + "]"), "not valid JSON (Exceeds the limit"),
     "no photo": (lambda path: (path.parent / "images" / "b.png").unlink(), "b.png: no such file, but coco.json is"),
 }
 

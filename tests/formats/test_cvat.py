@@ -13,7 +13,7 @@ from lexiseg.data.user_masks import DataProblems, open_mask_data
 from lexiseg.formats.cvat import read_cvat, write_cvat
 from lexiseg.images import ImageError, Photo
 from lexiseg.mask_input import read_masks
-from tests.formats.some_photos import RESULTS, WORDS, panoptic, records
+from tests.formats.some_photos import RESULTS, WORDS, panoptic, records, write_photos
 
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
 PHOTO = Photo(np.zeros((30, 40, 3), np.uint8), "a.png")
@@ -31,10 +31,7 @@ def read(path: Path, *shapes: str) -> np.ndarray:
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
     """An export with its photos in images/ beside it."""
-    for make in RESULTS:
-        photo = tmp_path / "images" / make().photo
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make().rgb).save(photo, format="PNG")
+    write_photos(tmp_path / "images")
     path = tmp_path / "annotations.xml"
     write_cvat(path, [make().record() for make in RESULTS], WORDS)
     return path
@@ -178,7 +175,7 @@ def test_wrong_files(case: str, tmp_path: Path) -> None:
 
 
 def test_limits_on_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexiseg.formats.cvat.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("lexiseg.formats.annotations.MAX_FILE_BYTES", 100)
     (tmp_path / "a.xml").write_text(document(BOX))
     zipped("annotations.xml")(tmp_path / "a.zip")
     for name in ("a.xml", "a.zip"):

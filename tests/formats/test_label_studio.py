@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from lexiseg.data.user_masks import DataProblems, open_mask_data
 from lexiseg.formats.label_studio import (
@@ -23,7 +22,7 @@ from lexiseg.formats.label_studio import (
 )
 from lexiseg.images import ImageError, Photo
 from lexiseg.mask_input import read_masks
-from tests.formats.some_photos import RESULTS, WORDS, instances, panoptic, records, semantic, shapes
+from tests.formats.some_photos import RESULTS, WORDS, instances, panoptic, records, semantic, shapes, write_photos
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its import says about its own dependencies
@@ -126,13 +125,9 @@ def exported(path: Path, results: list[Any]) -> list[dict[str, Any]]:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """An export, with its photos in images/ beside it."""
-    results = [make() for make in RESULTS]
-    for result in results:
-        photo = tmp_path / "images" / result.photo
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(result.rgb).save(photo, format="PNG")
+    write_photos(tmp_path / "images")
     path = tmp_path / "project.json"
-    exported(path, results)
+    exported(path, [make() for make in RESULTS])
     (tmp_path / "tasks.json").unlink()
     (tmp_path / "config.xml").unlink()
     return path
@@ -237,6 +232,8 @@ WRONG_REGIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no run lengths": (labelled("brush", rle="abc"), "its run lengths are no list of bytes"),
     "cut": (labelled("brush", rle=BRUSH["rle"][:-4]), "its run lengths are cut short"),
     "of another size": (labelled("brush", rle=encode_brush(np.ones((3, 4), bool))), "not of the 40 x 30 pixels"),
+    "a list as id": (labelled("brush", **BRUSH) | {"id": [1], "type": "brush"}, "has 0 labels"),
+    "a huge number": (labelled("polygon", points=[[1, 1], [2, 2], [1, 10**400]]), "needs two numbers for each point"),
     "turned": (labelled("brush", **BRUSH) | {"image_rotation": 90}, "its picture was turned in Label Studio"),
     "another size": (labelled("brush", **BRUSH) | {"original_width": 50}, "of a photo of 50 x 30 pixels, the upright"),
     "no size": (labelled("brush", **BRUSH) | {"original_width": None}, "its original height and width are"),
@@ -277,6 +274,7 @@ WRONG_EXPORTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no results": (changed(lambda tasks: tasks[1]["annotations"][0].update(result=3)), "has no list of results"),
     "no picture": (changed(lambda tasks: tasks[0].update(data={"text": "hello"})), "task 1: its data name no picture"),
     "a way out": (changed(lambda tasks: tasks[0].update(data={"image": "../../x.png"})), "its data name no picture"),
+    "this folder": (changed(lambda tasks: tasks[0].update(data={"image": "."})), "its data name no picture"),
     "no photo": (lambda path: (path.parent / "images/b.png").unlink(), "images/b.png: no such file, but project.json"),
     "no folder": (lambda path: (path.parent / "images").rename(path.parent / "elsewhere"), "images: no such folder"),
     "twice": (changed(lambda tasks: tasks[0].update(data=tasks[1]["data"])), "is twice about b.png; keep one"),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from pycocotools import mask as rle_tools
@@ -23,6 +23,8 @@ MAX_FILE_BYTES = 2 * 2**30
 """Of a JSON or XML file. COCO's own, of 118 287 photos, has some 450 MB."""
 MAX_POINTS = 100_000
 """Of a polygon."""
+MAX_NUMBER = 1e12
+"""Of a coordinate or an area: far beyond any photo."""
 
 
 class FormatError(ValueError):
@@ -47,7 +49,9 @@ class Polygons:
         height, width = size_hw
         for points in self.points:
             if (points < [-width, -height]).any() or (points > [2 * width, 2 * height]).any():
-                raise ValueError(f"its polygon lies far outside of the {width} x {height} pixels of the photo")
+                raise ValueError(
+                    f"its polygon lies far outside of the {width} x {height} pixels of the photo; draw it on this one"
+                )
         each = rle_tools.frPyObjects([points.ravel().tolist() for points in self.points], height, width)
         return decode_rle(rle_tools.merge(each)["counts"].decode("ascii"), size_hw)
 
@@ -60,10 +64,7 @@ class RunLengths:
     size_hw: Size
 
     def draw(self, size_hw: Size) -> np.ndarray:
-        if self.size_hw != size_hw:
-            raise ValueError(
-                f"has {self.size_hw[1]} x {self.size_hw[0]} pixels, the upright photo {size_hw[1]} x {size_hw[0]}"
-            )
+        check_size(self.size_hw, size_hw)
         return decode_rle(self.counts, size_hw)
 
 
@@ -117,7 +118,8 @@ class AnnotatedSet:
                 found.append(photo)
         if len(found) != 1:
             raise FormatError(
-                f"{self.path}: is about {len(self.photos)} photos, {len(found)} of them called {asked[-1]}"
+                f"{self.path}: is about {len(self.photos)} photos, {len(found)} of them called {asked[-1]}; call the "
+                "photo as the file does"
             )
         return found[0]
 
@@ -151,25 +153,42 @@ def box_polygon(corner: np.ndarray, sides: np.ndarray, degrees: float, center: b
     return turned
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it may be a coordinate or an area."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
+def check_size(told_hw: Size, size_hw: Size) -> None:
+    """A shape that is told for one size of photo, on a photo of another: raises ValueError."""
+    if told_hw != size_hw:
+        raise ValueError(
+            f"is of a photo of {told_hw[1]} x {told_hw[0]} pixels, the upright photo has {size_hw[1]} x {size_hw[0]}; "
+            "annotate the photo as it is here"
+        )
+
+
+def check_bytes(what: object, size: int) -> None:
+    """Raises FormatError where a file is larger than is read."""
+    if size > MAX_FILE_BYTES:
+        raise FormatError(f"{what}: larger than {MAX_FILE_BYTES // 2**30} GB; split it")
 
 
 def read_json_file(path: Path) -> Any:
     """Raises FormatError."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise FormatError(f"{path}: larger than {MAX_FILE_BYTES // 2**30} GB; split it")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path}: not valid JSON ({str(error)[:80]}); write it again") from None
+        check_bytes(path, path.stat().st_size)
+        content = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # of text, of JSON, of numbers with thousands of digits
+        raise FormatError(f"{path}: not valid JSON ({str(error)[:80]}); write it again") from None
 
 
 def is_inside(name: object) -> bool:
     """Whether a file name stays below the folder that it is looked for in."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or "\0" in name:
         return False
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return not name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+    return bool(parts) and not name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]

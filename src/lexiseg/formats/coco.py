@@ -17,10 +17,14 @@ from lexiseg.formats.annotations import (
     RunLengths,
     Shape,
     is_inside,
+    is_number,
     read_polygon,
 )
 from lexiseg.formats.records import PhotoRecord, Records
 from lexiseg.vocabulary import Vocabulary
+
+MAX_SIDE = 10**7
+"""Pixels of a photo, as a file tells of it."""
 
 # ---------------------------------------------------------------------------------------------------------------- out
 
@@ -44,14 +48,19 @@ def coco_categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
 
 
 def write_coco(path: Path, records: Records, vocabulary: Vocabulary) -> None:
-    """The data set of all records. It goes through them twice, for COCO puts all images before all annotations."""
+    """The data set of all records."""
+    write_document(path, records, vocabulary, _all_annotations(records))
+
+
+def write_document(path: Path, records: Records, vocabulary: Vocabulary, annotations: Iterable[object]) -> None:
+    """A file of either of COCO's forms. It goes through the records once more, for images come before annotations."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"images": [')
         write_lines(file, (to_image(record, number) for number, record in enumerate(records, start=1)))
         file.write('],\n"categories": [')
         write_lines(file, coco_categories(vocabulary))
         file.write('],\n"annotations": [')
-        write_lines(file, _all_annotations(records))
+        write_lines(file, annotations)
         file.write("]}\n")
 
 
@@ -106,7 +115,11 @@ def read_coco(path: Path, document: Any) -> AnnotatedSet:
     things: dict[str, bool] = {}
     for number, category in enumerate(document["categories"], start=1):
         where = f"{path}: category {number}"
-        if not isinstance(category, dict) or "id" not in category or not isinstance(category.get("name"), str):
+        if (
+            not isinstance(category, dict)
+            or not _is_id(category.get("id"))
+            or not isinstance(category.get("name"), str)
+        ):
             raise FormatError(f"{where} needs an id and a name")
         name = " ".join(category["name"].split())
         if not name or category["id"] in names or name in things:
@@ -115,31 +128,37 @@ def read_coco(path: Path, document: Any) -> AnnotatedSet:
     files: dict[Any, str] = {}
     shapes: dict[Any, list[tuple[float, AnnotatedMask]]] = {}
     for number, image in enumerate(document["images"], start=1):
-        if not isinstance(image, dict) or "id" not in image or not is_inside(image.get("file_name")):
+        if not isinstance(image, dict) or not _is_id(image.get("id")) or not is_inside(image.get("file_name")):
             raise FormatError(f"{path}: image {number} needs an id and a file_name below the folder of the photos")
         if image["id"] in files:
             raise FormatError(f"{path}: image {number} has the id of another one, {image['id']}; change it")
         files[image["id"]], shapes[image["id"]] = image["file_name"], []
     for number, entry in enumerate(document["annotations"], start=1):
         where = f"{path}: annotation {number}"
-        if not isinstance(entry, dict) or entry.get("image_id") not in files:
+        if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in files:
             raise FormatError(f"{where} is of an image that is not listed; add it to images")
         where += f" ({files[entry['image_id']]})"
-        if entry.get("category_id") not in names:
-            raise FormatError(f"{where} is of category {entry.get('category_id')}, which is not listed")
+        category_id = entry.get("category_id")
+        if not _is_id(category_id) or category_id not in names:
+            told = str(category_id)[:50]
+            raise FormatError(f"{where} is of category {told}, which is not listed; add it to categories")
         try:
             shape = read_shape(entry)
         except ValueError as error:
             raise FormatError(f"{where}: {error}") from None
         area = entry.get("area")
-        mask = AnnotatedMask(where, names[entry["category_id"]], shape, bool(entry.get("iscrowd", 0)))
-        shapes[entry["image_id"]].append((float(area) if isinstance(area, int | float) else 0.0, mask))
+        mask = AnnotatedMask(where, names[category_id], shape, bool(entry.get("iscrowd", 0)))
+        shapes[entry["image_id"]].append((float(area) if is_number(area) else 0.0, mask))
     photos = [
         AnnotatedPhoto((files[id],), tuple(mask for _, mask in sorted(own, key=lambda one: -one[0])))
         for id, own in shapes.items()
         if own
     ]
     return AnnotatedSet(path, tuple(things), tuple(photos), tuple(things.values()))
+
+
+def _is_id(value: object) -> bool:
+    return type(value) in (int, float, str)
 
 
 def read_shape(entry: Any) -> Shape:
@@ -155,7 +174,7 @@ def read_shape(entry: Any) -> Shape:
     if (
         not isinstance(size, list)
         or len(size) != 2
-        or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size)
+        or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in size)
     ):
         raise ValueError(f"its size is {str(size)[:50]}; it must be [height, width]")
     return RunLengths(told["counts"], (size[0], size[1]))

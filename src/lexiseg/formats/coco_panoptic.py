@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lexiseg.formats.coco import coco_categories, to_image, write_lines
+from lexiseg.formats.coco import write_document
 from lexiseg.formats.records import PhotoRecord, Records, plain_text
 from lexiseg.images import read_image
 from lexiseg.vocabulary import Vocabulary
@@ -76,14 +76,7 @@ def read_segment_ids(path: Path) -> NDArray[np.int32]:
 
 def write_coco_panoptic(folder: Path, records: Records, vocabulary: Vocabulary) -> None:
     """panoptic.json and panoptic/, whose pictures are called like the photos."""
-    with (folder / f"{NAME}.json").open("w", encoding="utf-8", newline="\n") as file:
-        file.write('{"images": [')
-        write_lines(file, (to_image(record, number) for number, record in enumerate(records, start=1)))
-        file.write('],\n"categories": [')
-        write_lines(file, coco_categories(vocabulary))
-        file.write('],\n"annotations": [')
-        write_lines(file, _annotations(folder / NAME, records))
-        file.write("]}\n")
+    write_document(folder / f"{NAME}.json", records, vocabulary, _annotations(folder / NAME, records))
 
 
 def _annotations(folder: Path, records: Records) -> Iterator[dict[str, Any]]:

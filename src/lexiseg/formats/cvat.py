@@ -21,7 +21,6 @@ from defusedxml.ElementTree import iterparse
 
 from lexiseg.drawing import class_colors
 from lexiseg.formats.annotations import (
-    MAX_FILE_BYTES,
     AnnotatedMask,
     AnnotatedPhoto,
     AnnotatedSet,
@@ -29,6 +28,8 @@ from lexiseg.formats.annotations import (
     Polygons,
     Shape,
     box_polygon,
+    check_bytes,
+    check_size,
     is_number,
     read_polygon,
 )
@@ -108,11 +109,7 @@ class _Sized:
         self.shape, self.size_hw = shape, size_hw
 
     def draw(self, size_hw: Size) -> np.ndarray:
-        if self.size_hw != size_hw:
-            raise ValueError(
-                f"is of a photo of {self.size_hw[1]} x {self.size_hw[0]} pixels, the upright photo has {size_hw[1]} x "
-                f"{size_hw[0]}; annotate the photo as it is here"
-            )
+        check_size(self.size_hw, size_hw)
         return self.shape.draw(size_hw)
 
 
@@ -218,8 +215,7 @@ def _stripped(text: str | None) -> str:
 def _opened(path: Path) -> Iterator[IO[Any]]:
     try:
         if path.suffix.lower() != ".zip":
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise FormatError(f"{path}: larger than {MAX_FILE_BYTES // 2**30} GB; split it")
+            check_bytes(path, path.stat().st_size)
             with path.open("rb") as file:
                 yield file
             return
@@ -227,8 +223,7 @@ def _opened(path: Path) -> Iterator[IO[Any]]:
             found = [entry for entry in archive.infolist() if PurePosixPath(entry.filename).name == ANNOTATIONS]
             if len(found) != 1:
                 raise FormatError(f"{path}: holds {len(found)} files called {ANNOTATIONS}; give the export of one task")
-            if found[0].file_size > MAX_FILE_BYTES:
-                raise FormatError(f"{path}: its {ANNOTATIONS} is larger than {MAX_FILE_BYTES // 2**30} GB; split it")
+            check_bytes(f"{path}: its {ANNOTATIONS}", found[0].file_size)
             with archive.open(found[0]) as file:
                 yield file
     except OSError as error:

@@ -28,6 +28,7 @@ from lexiseg.formats.annotations import (
     Polygons,
     Shape,
     box_polygon,
+    check_size,
     is_inside,
     is_number,
     read_polygon,
@@ -234,7 +235,7 @@ class _Brush:
     size_hw: Size
 
     def draw(self, size_hw: Size) -> np.ndarray:
-        _check_size(self.size_hw, size_hw)
+        check_size(self.size_hw, size_hw)
         return decode_brush(self.packed, size_hw)
 
 
@@ -249,19 +250,11 @@ class _Percent:
     """Of a box, whose two points are its upper left corner and its width and height."""
 
     def draw(self, size_hw: Size) -> np.ndarray:
-        _check_size(self.size_hw, size_hw)
+        check_size(self.size_hw, size_hw)
         points = self.points * [size_hw[1] / 100, size_hw[0] / 100]
         if self.degrees is not None:
             points = box_polygon(points[0], points[1], self.degrees, center=False)
         return Polygons((points,)).draw(size_hw)
-
-
-def _check_size(told_hw: Size, size_hw: Size) -> None:
-    if told_hw != size_hw:
-        raise ValueError(
-            f"is of a photo of {told_hw[1]} x {told_hw[0]} pixels, the upright photo has {size_hw[1]} x {size_hw[0]}; "
-            "annotate the photo as it is here"
-        )
 
 
 def is_label_studio(document: object) -> bool:
@@ -327,17 +320,17 @@ def _photo_names(where: str, task: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _regions(where: str, regions: Sequence[Mapping[str, Any]]) -> Iterator[AnnotatedMask]:
-    labels: dict[Any, list[Any]] = {}  # a region and its label may be two results of one id
+    labels: dict[str, list[Any]] = {}  # a region and its label may be two results of one id
     for region in regions:
         value = region.get("value")
         if isinstance(value, Mapping):
-            labels.setdefault(region.get("id"), []).extend(_labels(region, value))
+            labels.setdefault(str(region.get("id")), []).extend(_labels(region, value))
     for number, region in enumerate(regions, start=1):
         value, kind = region.get("value"), str(region.get("type", "")).removesuffix("labels").lower()
         if not isinstance(value, Mapping) or kind in ("", "choices", "textarea", "rating", "number"):
             continue  # of the picture as a whole, or a label for another result
         of_region = f"{where}, result {number}"
-        own = list(dict.fromkeys(label for label in labels[region.get("id")] if isinstance(label, str)))
+        own = list(dict.fromkeys(label for label in labels[str(region.get("id"))] if isinstance(label, str)))
         if len(own) != 1 or not own[0].strip():
             raise FormatError(f"{of_region}: has {len(own)} labels; give every region one")
         try:
