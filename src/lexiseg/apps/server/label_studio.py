@@ -22,9 +22,16 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field, ValidationError
 
 from lexiseg.apps.server.limits import Limits
-from lexiseg.apps.server.questions import Ask, bounded_body, plain_name, wrong_fields
+from lexiseg.apps.server.questions import (
+    Ask,
+    bounded_body,
+    check_word_bytes,
+    counted,
+    plain_name,
+    wrong_fields,
+)
 from lexiseg.apps.server.refusals import Refusal
-from lexiseg.apps.server.routes import drain, in_time, key_check, unless_gone
+from lexiseg.apps.server.routes import drain, drained, in_time, key_check, unless_gone
 from lexiseg.apps.server.service import Service
 from lexiseg.formats.annotations import FormatError
 from lexiseg.formats.label_studio import LabellingConfig, read_labelling_config, to_prediction
@@ -93,8 +100,10 @@ def add_label_studio(app: FastAPI, service: Service, backend: Backend, api_key: 
 
     @app.post("/setup", dependencies=keyed, summary="For Label Studio: can it work for this project?")
     async def setup(request: Request) -> dict[str, Any]:
-        body = _validated(_Setup, await _read(request, service.limits))
-        _vocabulary(_config(body.label_config, service.limits), backend.words, service.limits)
+        async with drained(request), in_time(service) as has_arrived:
+            body = _validated(_Setup, await _read(request, service.limits))
+            has_arrived()
+            _vocabulary(_config(body.label_config, service.limits), backend.words, service.limits)
         return {"model_version": model}
 
     @app.api_route("/versions", methods=["GET", "POST"], dependencies=keyed, include_in_schema=False)
@@ -108,15 +117,12 @@ def add_label_studio(app: FastAPI, service: Service, backend: Backend, api_key: 
 
     @app.post("/predict", dependencies=keyed, summary="For Label Studio: what the pictures of tasks show")
     async def predict(request: Request) -> dict[str, Any]:
-        try:
+        async with drained(request):
             with service.place():
                 async with in_time(service) as has_arrived:
                     body = _validated(_Predict, await _read(request, service.limits))
                     has_arrived()
                     return {"results": await _predict(request, service, backend, body)}
-        except Refusal:
-            await drain(request)
-            raise
 
 
 async def _predict(request: Request, service: Service, backend: Backend, body: _Predict) -> list[dict[str, Any]]:
@@ -168,8 +174,7 @@ async def _predicted(
 
 
 def _config(text: str, limits: Limits) -> LabellingConfig:
-    if len(text.encode()) > limits.max_word_bytes:
-        raise Refusal("too_many_bytes", f"the labelling config is larger than {limits.max_word_bytes >> 10} KB")
+    check_word_bytes("the labelling config is", len(text.encode()), limits)
     try:
         return read_labelling_config(text)
     except FormatError as error:
@@ -191,12 +196,9 @@ def _vocabulary(config: LabellingConfig, words: Vocabulary | None, limits: Limit
         classes.append(replace(same, phrases=(*wordings, *new)))
     try:
         told = [{"name": e.name, "synonyms": list(e.phrases[1:]), "thing": e.is_thing} for e in (*classes, *more)]
-        vocabulary = Vocabulary.parse(told)
+        return counted(Vocabulary.parse(told), limits)
     except VocabularyError as error:
         raise Refusal("wrong_words", f"the labels: {error}") from None
-    if len(vocabulary.phrases) > limits.max_phrases:
-        raise Refusal("too_many_words", f"{len(vocabulary.phrases)} labels and synonyms; at most {limits.max_phrases}")
-    return vocabulary
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -243,7 +245,7 @@ def _from_data(address: str, where: str, limits: Limits) -> bytes:
     head, _, content = address.partition(",")
     if not head.endswith(";base64"):
         raise Refusal("wrong_photo", f"{where}: its data are not base64; write data:image/png;base64,...")
-    if len(content) > -(-limits.max_bytes // 3) * 4:
+    if len(content) > limits.max_base64:
         raise _too_large(where, limits)
     try:
         return base64.b64decode(unquote(content), validate=True)
@@ -304,7 +306,9 @@ def _fetched(target: str, where: str, backend: Backend, limits: Limits) -> bytes
 
 
 def _too_large(where: str, limits: Limits) -> Refusal:
-    return Refusal("too_many_bytes", f"{where}: its picture is larger than {limits.max_bytes / 2**20:.4g} MB")
+    return Refusal(
+        "too_many_bytes", f"{where}: its picture is larger than {limits.max_bytes / 2**20:.4g} MB; make it smaller"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- the body

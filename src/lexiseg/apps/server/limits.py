@@ -29,6 +29,11 @@ class Limits:
         return ImageLimits(max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
     @property
+    def max_base64(self) -> int:
+        """Letters of the file of a photo as base64."""
+        return -(-self.max_bytes // 3) * 4
+
+    @property
     def max_body_bytes(self) -> int:
         """Of a whole request: the photo as base64, the words, and room for what stands around them."""
-        return -(-self.max_bytes * 4 // 3) + self.max_word_bytes + 64 * 2**10
+        return self.max_base64 + self.max_word_bytes + 64 * 2**10

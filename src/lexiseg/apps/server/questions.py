@@ -88,20 +88,20 @@ async def read_ask(request: Request, limits: Limits, models: tuple[str, ...]) ->
 def read_words(words: Any, background: bool, limits: Limits) -> Vocabulary:
     """Words as text or as a tree, never as the name of a file here."""
     if isinstance(words, str):
-        _check_word_bytes(len(words.encode()), limits)
+        check_word_bytes("the words are", len(words.encode()), limits)
     try:
         if isinstance(words, str):
-            return _counted(Vocabulary.from_words(words, background), limits)
-        return _counted(Vocabulary.parse(words, background), limits)
+            return counted(Vocabulary.from_words(words, background), limits)
+        return counted(Vocabulary.parse(words, background), limits)
     except VocabularyError as error:
         raise Refusal("wrong_words", str(error)) from None
 
 
 def read_vocabulary_file(content: bytes, name: str, background: bool, limits: Limits) -> Vocabulary:
     """What a vocabulary file holds."""
-    _check_word_bytes(len(content), limits)
+    check_word_bytes("the words are", len(content), limits)
     try:
-        return _counted(Vocabulary.from_file_content(content, plain_name(name), background), limits)
+        return counted(Vocabulary.from_file_content(content, plain_name(name), background), limits)
     except VocabularyError as error:
         raise Refusal("wrong_words", str(error)) from None
 
@@ -113,7 +113,7 @@ def _from_json(body: bytes, limits: Limits, models: tuple[str, ...]) -> Ask:
         raise wrong_fields(error) from None
     if fields.image[:8].lower().startswith(("http:", "https:", "ftp:", "file:", "s3:")):
         raise Refusal("wrong_field", "image: an address; this server fetches nothing, so send the bytes as base64")
-    if len(fields.image) > -(-limits.max_bytes // 3) * 4:
+    if len(fields.image) > limits.max_base64:
         raise _too_many_bytes(limits)
     try:
         image = base64.b64decode(fields.image, validate=True)
@@ -135,7 +135,9 @@ async def _from_multipart(request: Request, limits: Limits, models: tuple[str, .
         form = await parser.parse()
     except MultiPartException as error:
         if "maximum size" in error.message:
-            raise Refusal("too_many_bytes", f"a text field is larger than {_size(limits.max_word_bytes)}") from None
+            raise Refusal(
+                "too_many_bytes", f"a text field is larger than {_size(limits.max_word_bytes)}; give fewer words"
+            ) from None
         raise Refusal("broken_request", f"the multipart body cannot be read: {error.message}") from None
     except (KeyError, UnicodeDecodeError):
         raise Refusal("broken_request", "the multipart body cannot be read: its content type is damaged") from None
@@ -206,16 +208,19 @@ def _too_many_bytes(limits: Limits) -> Refusal:
     return Refusal("too_many_bytes", f"the photo is larger than {_size(limits.max_bytes)}; make it smaller")
 
 
-def _check_word_bytes(size: int, limits: Limits) -> None:
+def check_word_bytes(what: str, size: int, limits: Limits) -> None:
+    """what: "the words are", say. Raises Refusal."""
     if size > limits.max_word_bytes:
-        raise Refusal("too_many_bytes", f"the words are larger than {_size(limits.max_word_bytes)}; give fewer")
+        raise Refusal("too_many_bytes", f"{what} larger than {_size(limits.max_word_bytes)}; give fewer words")
 
 
-def _counted(vocabulary: Vocabulary, limits: Limits) -> Vocabulary:
+def counted(vocabulary: Vocabulary, limits: Limits) -> Vocabulary:
+    """The same, unless it has too many words: then it raises Refusal."""
     if len(vocabulary.phrases) > limits.max_phrases:
         raise Refusal(
             "too_many_words",
-            f"{len(vocabulary.phrases)} words with their synonyms; this server takes at most {limits.max_phrases}",
+            f"{len(vocabulary.phrases)} words with their synonyms; this server takes at most {limits.max_phrases}; "
+            "give fewer",
         )
     return vocabulary
 

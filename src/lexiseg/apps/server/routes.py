@@ -81,12 +81,9 @@ def _add_api(app: FastAPI, service: Service, api_key: str | None) -> None:
         summary="A photo and words in, masks out",
     )
     async def segment(request: Request) -> Response:
-        try:
+        async with drained(request):
             with service.place():
                 return await _segment(service, request)
-        except Refusal:
-            await drain(request)
-            raise
 
     # Else the page, which has all other addresses, would answer.
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
@@ -98,9 +95,9 @@ def key_check(api_key: str | None) -> Any:
     """A dependency of an address that asks for the key, where there is one."""
 
     async def check_key(request: Request) -> None:
-        if api_key is not None and not same_key(given_key(request), api_key):
-            await drain(request)
-            raise Refusal("wrong_key", "send the API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+        async with drained(request):
+            if api_key is not None and not same_key(given_key(request), api_key):
+                raise Refusal("wrong_key", "send the API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
 
     return Depends(check_key)
 
@@ -173,8 +170,18 @@ async def _gone(request: Request) -> None:
         pass
 
 
+@asynccontextmanager
+async def drained(request: Request) -> AsyncIterator[None]:
+    """A client that is still sending gets to read its refusal."""
+    try:
+        yield
+    except Refusal:
+        await drain(request)
+        raise
+
+
 async def drain(request: Request) -> None:
-    """Reads on for a moment and keeps nothing, so that a client that is still sending gets to read its refusal."""
+    """Reads on for a moment and keeps nothing."""
     try:
         async with asyncio.timeout(_DRAINED_SECONDS):
             async for _ in request.stream():
