@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,11 @@ from lexiseg.vocabulary import Vocabulary
 
 Words = str | Path | Sequence[Any] | Mapping[str, Any] | Vocabulary
 """Whatever `Vocabulary.parse` reads."""
+
+_T = TypeVar("_T")
+
+_REMEMBERED = 8
+"""Vocabularies."""
 
 INSTANCE_MIN_SCORE = 0.25
 """Models give their hundred best guesses at instances, for measures that rank them; people want the likely ones."""
@@ -43,6 +50,30 @@ def check_things(task: str, vocabulary: Vocabulary) -> None:
     """Raises ValueError where nothing could be found."""
     if task == "instance" and not any(entry.is_thing for entry in vocabulary.classes):
         raise ValueError("instances are of things, but every class of the vocabulary is stuff: mark the things")
+
+
+class Encoded(Generic[_T]):
+    """What encoding made of the last few vocabularies. Threads may ask at once."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[Vocabulary, _T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, vocabulary: Vocabulary, encode: Callable[[Vocabulary], _T]) -> _T:
+        """What `encode` made of the vocabulary before, or makes of it now."""
+        with self._lock:
+            made = self._made.pop(vocabulary, None)
+        if made is None:
+            made = encode(vocabulary)
+        with self._lock:
+            self._made[vocabulary] = made
+            while len(self._made) > _REMEMBERED:
+                self._made.popitem(last=False)
+        return made
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._made.clear()
 
 
 def is_one(images: object) -> bool:

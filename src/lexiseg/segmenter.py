@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lexiseg import postprocess, tiling
-from lexiseg.asking import Words, check_things, is_one, known_task, least_score, read_numbered
+from lexiseg.asking import Encoded, Words, check_things, is_one, known_task, least_score, read_numbered
 from lexiseg.images import ImageError, ImageInput, ImageLimits, Photo, looks, read_image
 from lexiseg.mask_input import OF_MANY_PHOTOS, MaskInput, PhotoMasks, read_masks
 from lexiseg.outcomes import Scored, prediction_of, things
@@ -34,8 +32,6 @@ from lexiseg.zoo.loading import compose, load
 from lexiseg.zoo.model_folder import Model
 
 log = logging.getLogger(__name__)
-
-_REMEMBERED_VOCABULARIES = 8
 
 
 class Segmenter:
@@ -79,8 +75,7 @@ class Segmenter:
         self.augmented = augmented
         self.tiles = tiles
         self._naming = naming_system(model.system)
-        self._banks: OrderedDict[Vocabulary, TextBank] = OrderedDict()
-        self._banks_lock = threading.Lock()
+        self._banks = Encoded[TextBank]()
         self.keeps_words = True
         """Whether encoded words are kept on the disk; a server does not write down what its clients type."""
         self.device = torch.device("cpu")
@@ -245,7 +240,7 @@ class Segmenter:
         vocabulary = Vocabulary.parse(words, background=background)
         if not masks_given:
             check_things(task, vocabulary)
-        return Question(vocabulary, self._bank(vocabulary), known, least, masks_given)
+        return Question(vocabulary, self._banks.of(vocabulary, self._bank), known, least, masks_given)
 
     def _check_tiled(self, task: str, masks_given: bool) -> None:
         if task == "instance":
@@ -262,16 +257,8 @@ class Segmenter:
 
     @torch.inference_mode()
     def _bank(self, vocabulary: Vocabulary) -> TextBank:
-        """The encoded vocabulary on the model's device; the last few are remembered."""
-        with self._banks_lock:
-            bank = self._banks.pop(vocabulary, None)
-        if bank is None:
-            bank = self.model.text_bank(vocabulary, cache_folder() if self.keeps_words else None).to(self.device)
-        with self._banks_lock:
-            self._banks[vocabulary] = bank
-            while len(self._banks) > _REMEMBERED_VOCABULARIES:
-                self._banks.popitem(last=False)
-        return bank
+        """The encoded vocabulary on the model's device."""
+        return self.model.text_bank(vocabulary, cache_folder() if self.keeps_words else None).to(self.device)
 
     def prepare(
         self, words: Words, task: str = "semantic", *, background: bool = False, min_score: float | None = None
@@ -412,7 +399,7 @@ class Segmenter:
 
         if question.task == "semantic":
             return tiling.semantic(photo.size_hw, tiles, scores, sigmoid_at or "canvas")
-        is_thing = [entry.is_thing for entry in question.vocabulary.classes]
+        is_thing = things(question.vocabulary, torch.device("cpu")).tolist()
         return tiling.panoptic(photo.size_hw, tiles, segments, is_thing, sigmoid_at or "output")
 
     def _outcome(self, scored: Scored, question: Question, frame: Frame, alone: bool) -> Prediction:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from lexiseg.asking import Words, check_things, is_one, known_task, least_score, read_numbered
+from lexiseg.asking import Encoded, Words, check_things, is_one, known_task, least_score, read_numbered
 from lexiseg.exported.description import KEY, Description, ExportedFileError, TextFile, read_description
 from lexiseg.exported.sessions import open_session
 from lexiseg.exported.words import ExportedTextEncoder, text_encoder_beside
@@ -30,8 +28,6 @@ from lexiseg.types import Images, Prediction, Size
 from lexiseg.vocabulary import Vocabulary
 
 Feed = dict[str, np.ndarray]
-
-_REMEMBERED_VOCABULARIES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +134,7 @@ class ExportedSegmenter:
         if len(own) < len(graphs):
             raise ExportedFileError(f"{graphs[0].path.parent}: two files for one size; remove one of them")
         self._text = cache(self._load_text)
-        self._feeds: OrderedDict[Vocabulary, Feed] = OrderedDict()
-        self._lock = threading.Lock()
+        self._feeds = Encoded[Feed]()
 
     @classmethod
     def load(
@@ -223,7 +218,7 @@ class ExportedSegmenter:
         least = least_score(task, min_score)
         vocabulary = self._words(words, background)
         check_things(task, vocabulary)
-        return ExportedQuestion(vocabulary, self._feed(vocabulary), known, least)
+        return ExportedQuestion(vocabulary, self._feeds.of(vocabulary, self._feed), known, least)
 
     def predict(self, image: ImageInput | Photo, words: Words | None, tasks: Sequence[Task]) -> dict[Task, Prediction]:
         """Several kinds of outcome of one picture from one look at it: see `Segmenter.predict`."""
@@ -262,21 +257,10 @@ class ExportedSegmenter:
         return own
 
     def _feed(self, vocabulary: Vocabulary) -> Feed:
-        """The inputs that are words; the last few are remembered."""
-        if self.vocabulary is not None:
-            return {}
-        with self._lock:
-            feed = self._feeds.pop(vocabulary, None)
-        if feed is None:
-            feed = self._encoded(vocabulary)
-        with self._lock:
-            self._feeds[vocabulary] = feed
-            while len(self._feeds) > _REMEMBERED_VOCABULARIES:
-                self._feeds.popitem(last=False)
-        return feed
-
-    def _encoded(self, vocabulary: Vocabulary) -> Feed:
+        """The inputs that are words."""
         known = self.description
+        if known.classes is not None:
+            return {}
         assert known.text is not None  # the description was checked for it
         kept = cache_folder() if self.keeps_words else None
         text = known.text
