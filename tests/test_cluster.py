@@ -49,5 +49,11 @@ def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path, reque
         list(spread(["a"], Shouting, (tmp_path,), Cluster(workers=1, gpus=1)))
 
 
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus": 0}, {"gpus": -1}])
+def test_workers_of_nothing(wrong: dict[str, int]) -> None:
+    with pytest.raises(ClusterError, match="give one worker at least"):
+        Cluster(**wrong)
+
+
 def test_nothing_to_do_needs_no_ray() -> None:
     assert list(spread([], Shouting, (), Cluster())) == []

@@ -52,6 +52,13 @@ class Cluster:
     gpus: float = 0
     """Of each worker; two share one with 0.5."""
 
+    def __post_init__(self) -> None:
+        if self.cpus <= 0 or self.gpus < 0 or (self.workers is not None and self.workers < 1):
+            raise ClusterError(
+                f"{self.workers} workers with {self.cpus:g} CPU, {self.gpus:g} GPU: give one worker at least, and each "
+                "more than 0 CPU"
+            )
+
 
 @dataclass(frozen=True)
 class _Stopped:
@@ -198,6 +205,7 @@ def _fitting(ray: Any, cluster: Cluster) -> int:
     room = min(int(there.get(kind, 0) / need) for kind, need in needs.items() if need)
     if not room:
         raise ClusterError(
-            f"no machine of the cluster has room for a worker with {cluster.cpus:g} CPU, {cluster.gpus:g} GPU"
+            f"no machine of the cluster has room for a worker with {cluster.cpus:g} CPU, {cluster.gpus:g} GPU; give "
+            "each less"
         )
     return min(room, cluster.workers or room)

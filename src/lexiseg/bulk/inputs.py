@@ -15,7 +15,15 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from urllib.request import url2pathname
 
-from lexiseg.bulk.remote import RemoteError, RemotePhoto, Stamp, find_photos, is_address, read_list
+from lexiseg.bulk.remote import (
+    RemoteError,
+    RemotePhoto,
+    Stamp,
+    before_pattern,
+    find_photos,
+    is_address,
+    read_list,
+)
 from lexiseg.data.sources import Source, SourceError, SourceLimits
 from lexiseg.images import IMAGE_SUFFIXES, ImageError, ImageLimits, Photo, find_images, read_image
 
@@ -148,12 +156,7 @@ def _check_name(given: str, name: str) -> None:
 
 def _matching(pattern: str, out: Path) -> dict[str, Path]:
     """Named from the first folder of the pattern that has no * ? [ ] in it."""
-    fixed = []
-    for part in PurePath(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    root = Path(*fixed)
+    root = Path(*before_pattern(PurePath(pattern).parts))
     found = [Path(file) for file in glob.glob(pattern, recursive=True)]
     photos = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
     return {file.relative_to(root).as_posix(): file for file in _outside(photos, out)}
@@ -212,7 +215,7 @@ def _members(path: Path, source: Source, limits: ImageLimits) -> tuple[Input, ..
     stamp = _stamp(path)
     photos = [name for name in source.paths if PurePath(name).suffix.lower() in IMAGE_SUFFIXES]
     if not photos:
-        raise BatchError(f"{path}: no photos in it")
+        raise BatchError(f"{path}: no photos in it; give a zip with image files")
     return tuple(Input(name, stamp, _Member(path, name, limits)) for name in photos)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import has_magic
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -48,6 +50,11 @@ def is_address(text: str) -> bool:
     return "://" in text
 
 
+def before_pattern(parts: Sequence[str]) -> Iterator[str]:
+    """Of the parts of a path, the folders before the first one with * ? [ ] in it."""
+    return takewhile(lambda part: not has_magic(part), parts[:-1])
+
+
 def find_photos(url: str) -> dict[str, tuple[str, Stamp]]:
     """Name -> (address, stamp) of the photos at `url`: one, all in a folder and below it, or those that fit * ? [ ].
 
@@ -56,8 +63,8 @@ def find_photos(url: str) -> dict[str, tuple[str, Stamp]]:
     system, path = _system(url)
     system.invalidate_cache()  # of what an earlier call has found
     try:
-        if _is_pattern(path):
-            root, found = _fixed(path), system.glob(path, detail=True)
+        if has_magic(path):
+            root, found = "/".join(before_pattern(path.split("/"))), system.glob(path, detail=True)
         elif path.rstrip("/") and (alone := system.info(path))["type"] == "file":
             return {posixpath.basename(path): (url, _stamp(alone))}
         else:
@@ -103,22 +110,6 @@ def _counts(name: str) -> bool:
     """As in folders: by the ending, and not what is hidden."""
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in parts)
-
-
-def _is_pattern(path: str) -> bool:
-    return any(sign in path for sign in "*?[")
-
-
-def _fixed(pattern: str) -> str:
-    """The folder before the first part with * ? [ ] in it."""
-
-    def parts() -> Iterator[str]:
-        for part in pattern.split("/")[:-1]:
-            if _is_pattern(part):
-                return
-            yield part
-
-    return "/".join(parts())
 
 
 def _stamp(about: Mapping[str, Any]) -> Stamp:
