@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from lexiseg.export.tracing import quiet
 from lexiseg.exported.running import Feed
 
 LEAST_NUMBERS = 1024
@@ -64,7 +64,7 @@ def store_in_bytes(path: Path, feeds: Iterable[Feed], out: Path) -> None:
         def get_next(self) -> Feed | None:
             return next(self.feeds, None)
 
-    with _quiet():
+    with quiet("root"):  # gets advice about preprocessing
         quantization.quantize_static(
             path,
             out,
@@ -75,14 +75,3 @@ def store_in_bytes(path: Path, feeds: Iterable[Feed], out: Path) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-
-
-class _quiet:
-    """Advice about preprocessing goes to the root logger."""
-
-    def __enter__(self) -> None:
-        self.level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)
-
-    def __exit__(self, *problem: object) -> None:
-        logging.getLogger().setLevel(self.level)

@@ -24,7 +24,7 @@ def traced(
     module: nn.Module, inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, Any]], outputs: Sequence[str]
 ) -> ir.Model:
     """The graph of a module. axes: input -> axis -> its `torch.export.Dim`, of those that may change."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet("onnxscript", "onnx_ir", "torch.onnx", "torch.export"):
         program = torch.onnx.export(
             module,
             (),
@@ -75,9 +75,9 @@ def tidied(model: ir.Model) -> ir.Model:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter and its libraries speak of their own affairs."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
+def quiet(*names: str) -> Iterator[None]:
+    """Without warnings, and with nothing but errors of these loggers: libraries that speak of their own affairs."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

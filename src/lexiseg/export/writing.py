@@ -87,7 +87,8 @@ def export_model(
     for each in sizes:
         _check_size(each, model)
     if len(set(sizes)) < len(sizes):
-        raise ExportError("a size is given twice")
+        twice = next(each for each in sizes if list(sizes).count(each) > 1)
+        raise ExportError(f"--size {twice[0]}x{twice[1]}: given twice; leave one out")
     photos = photos_to_check(None) if photos is None else list(photos)
     least = least_agreement if least_agreement is not None else LEAST_AGREEMENT if precision == "float32" else 0.0
     words = vocabulary or Vocabulary.parse(WORDS)
@@ -98,7 +99,7 @@ def export_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         workshop = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.")
     except OSError as error:
-        raise ExportError(f"{out.parent}: cannot be written ({error.strerror})") from error
+        raise ExportError(f"{out.parent}: cannot be written ({error.strerror}); choose another folder") from error
     with workshop as name:
         folder = Path(name)
         texts: dict[str, TextFile] = {} if vocabulary else _write_texts(model, folder, out.stem, precision)

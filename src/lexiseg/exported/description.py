@@ -146,7 +146,9 @@ def read_description(metadata: Mapping[str, str], key: str, kind: type[Kind], pa
             f"{path}: this file {other}; make one with: lexiseg export --model NAME --out FILE.onnx"
         )
     if len(text) > MAX_SETTINGS_BYTES:
-        raise ExportedFileError(f"{path}: its description is larger than {MAX_SETTINGS_BYTES // 2**20} MiB")
+        raise ExportedFileError(
+            f"{path}: its description is larger than {MAX_SETTINGS_BYTES // 2**20} MiB; export it again"
+        )
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

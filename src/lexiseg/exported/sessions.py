@@ -29,10 +29,10 @@ def providers_of(device: str) -> list[str]:
 def open_session(path: Path, device: str = "auto", threads: int | None = None) -> onnxruntime.InferenceSession:
     """threads: of one run; None for as many as PyTorch takes here."""
     if not path.is_file():
-        raise ExportedFileError(f"{path}: there is no such file")
+        raise ExportedFileError(f"{path}: there is no such file; copy it there, or check the path")
     size = path.stat().st_size
     if size == 0 or size > MAX_BYTES:
-        raise ExportedFileError(f"{path}: {size} bytes; this is no exported model")
+        raise ExportedFileError(f"{path}: {size} bytes; this is no exported model, copy or export it again")
     providers, options = providers_of(device), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own optimisations

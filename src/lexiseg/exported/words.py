@@ -16,9 +16,9 @@ from lexiseg.weights.files import sha256_of
 class ExportedTextEncoder:
     """A text tower in a file."""
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.session = open_session(path, "cpu", threads)
+        self.session = open_session(path, "cpu")
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.description = read_description(metadata, TEXT_KEY, TextDescription, path)
 
@@ -32,11 +32,11 @@ class ExportedTextEncoder:
         return encode_prompts(prompts, forward, self.description.embed_dim, self.description.context_length)
 
 
-def text_encoder_beside(model: Path, file: TextFile, threads: int | None = None) -> ExportedTextEncoder:
+def text_encoder_beside(model: Path, file: TextFile) -> ExportedTextEncoder:
     """The text tower that a model came with."""
     path = model.with_name(file.file)
     if not path.is_file():
         raise ExportedFileError(f"{path}: missing; {model.name} needs it to encode words: keep both in one folder")
     if sha256_of(path) != file.sha256:
         raise ExportedFileError(f"{path}: is not the file that {model.name} came with; copy both again")
-    return ExportedTextEncoder(path, threads)
+    return ExportedTextEncoder(path)
