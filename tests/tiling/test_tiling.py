@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from lexiseg import tiling
 from lexiseg.postprocess import Frame, SemanticView, semantic_scores
@@ -255,6 +256,103 @@ def test_tiles_that_disagree_leave_no_seams() -> None:
     assert seam_index(mixed, around) < 1.15
     assert (plain != true).mean() > 0.2
     assert (mixed != true).mean() < 0.02
+
+
+def wall(seed: int) -> Look:
+    """A wall with windows. What coarse looks see; small tiles see the windows, and of the wall what they like: all of
+    it, nothing, or a part that ends in the middle of the tile or at its border.
+    """
+    height, width = 512, 768
+    y, x = np.mgrid[:height, :width]
+    windows = (x % 96 - 48) ** 2 + (y % 96 - 48) ** 2 < 20**2
+    of_window = ndimage.label(windows)[0]
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        part = (slice(*rows), slice(*columns))
+        size = (rows[1] - rows[0], columns[1] - columns[0])
+        rng = np.random.default_rng([seed, *rows, *columns])
+        ends = rng.integers(size[1] // 2, size[1]) if columns[1] - columns[0] < 200 else size[1]
+        found = (~windows[part]) & (np.arange(size[1]) < ends)
+        seen = bool(rng.random() < 0.6) or size[1] >= 200
+        masks = torch.from_numpy(np.stack([windows[part], found]).astype(np.float32) * 20 - 10)
+        probs, void = torch.tensor([[0.1, 0.8], [0.6, 0.1]]), torch.tensor([0.1, 0.3 if seen else 0.7])
+        view = SemanticView(masks, probs, Frame(size, size, size))
+        ids, segments = np.zeros(size, np.int32), []
+        if seen:
+            ids[found] = 1
+            segments.append(Segment(0, 0.6, int(found.sum()), probs[1]))
+        for window in np.unique(of_window[part])[1:]:
+            inside = of_window[part] == window
+            segments.append(Segment(1, 0.8, int(inside.sum()), probs[0]))
+            ids[inside] = len(segments)
+        return PanopticView(tiling.with_void(view, void, 0.0), PanopticMap(torch.from_numpy(ids), tuple(segments)))
+
+    return look
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_segments_end_where_no_tile_does(seed: int) -> None:
+    """Neither where one of two neighbours finds nothing, nor where each takes a piece of the wall for a thing."""
+    size, one = (512, 768), Tiling(128, 24)
+    found = tiling.panoptic(size, one, wall(seed), [True, True])
+    ids = found.ids.numpy()
+    assert seam_index(ids, one) < 1.1
+    assert (ids == 0).mean() < 0.01
+    assert sorted(segment.class_index for segment in found.segments) == [0] + [1] * 48
+
+
+def test_pieces_that_meet_at_the_border_of_a_tile_are_one_thing() -> None:
+    """The left tile sees a thing end early, the right one another shape: they are not alike, but go on in each other.
+
+    Two that do not reach each other are apart.
+    """
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        truth = np.zeros((96, 160), np.int32)
+        if columns[0] == 0:
+            truth[10:50, 20:90] = 1
+            truth[10:20, 70:96] = 1
+            truth[60:90, 20:76] = 2
+        else:
+            truth[14:50, 76:150] = 1
+            truth[52:90, 84:150] = 2
+        return true_look(truth, {1: 0, 2: 0}, 1, lambda side, value: False)(rows, columns)
+
+    found = tiling.panoptic((96, 160), Tiling(96, 32, context=0), look, [True])
+    assert len(found.segments) == 3
+    ids = found.ids.numpy()
+    assert ids[30, 30] == ids[30, 140]
+    assert ids[70, 30] != ids[70, 140]
+
+
+def test_connected_pixels_belong_to_the_thing_beside_them_however_far() -> None:
+    """Small tiles see a wall at its left end only; the rest has its class, and no tile's border in it."""
+    truth = np.zeros((96, 600), np.int32)
+    truth[20:80, 10:590] = 1
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        view = true_look(truth, {1: 0}, 1, lambda side, value: False)(rows, columns)
+        if columns[0] > 0 or columns[1] - columns[0] > 96:
+            return PanopticView(view.scores, PanopticMap(torch.zeros_like(view.segments.ids), ()))
+        return view
+
+    found = tiling.panoptic(truth.shape, Tiling(96, 16), look, [True])
+    assert [segment.area for segment in found.segments] == [int((found.ids > 0).sum())]
+    assert (found.ids.numpy() > 0)[truth > 0].mean() > 0.95
+
+
+def test_what_no_look_shows_in_one_piece_is_a_thing_if_it_is_large() -> None:
+    truth = np.zeros((96, 400), np.int32)
+    truth[20:80, 10:390] = 1
+    view = true_look(truth, {1: 0}, 1, lambda side, value: False)
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        seen = view(rows, columns)
+        return PanopticView(seen.scores, PanopticMap(torch.zeros_like(seen.segments.ids), ()))
+
+    (thing,) = tiling.panoptic(truth.shape, Tiling(96, 16), look, [True]).segments
+    assert thing.area > 0.99 * 60 * 380
+    assert thing.score == pytest.approx(1, abs=0.01)
 
 
 def test_what_tiles_cannot_do_is_said() -> None:

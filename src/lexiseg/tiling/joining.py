@@ -1,9 +1,10 @@
 """Panoptic segments of a photo in tiles: one thing through any number of tiles is one, and no border is a tile's.
 
-Which class a pixel has is told by the mixed scores of all looks (`mixing`), to which void is one class more. Stuff is
-that. For things there is, beside it, a small map of who is where, made from the largest tiles to the smallest: what a
-coarse look sees whole stays whole, smaller tiles add what it could not see, and things that neighbours show in their
-overlap with one shape are one. A pixel of a class of things belongs to the thing of its class that lies there, or near.
+Which class a pixel has, or void, is told by the mixed scores of all looks (`mixing`) and never by one tile's masks.
+Stuff is that. For things there is, beside it, a small map of who is where, made from the largest tiles to the smallest:
+what a coarse look sees whole stays whole, smaller tiles add what it could not see, and things are one that neighbours
+show in their overlap with one shape, or that meet where nothing ends but a tile. They only share out the pixels of
+their class: connected ones that no thing lies on go to the nearest of the things beside them, however far it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from lexiseg.types import PanopticMap, Segment, SemanticMap, SigmoidAt, Size
 JOIN_IOU = 0.5
 """Intersection over union that two tiles' views of a thing need in their overlap to be taken for one thing."""
 
+JOIN_CONTACT = 0.5
+"""Or the part of a border of tiles along which they meet, as a share of what the smaller of them has of that border."""
+
 INSIDE = 0.5
 """Share of a thing that lies in a coarser look's thing of its class when it is a part of that, or that itself."""
 
@@ -36,11 +40,8 @@ KEPT = 0.5
 _CELL = 2
 # A thing of this part of a tile's side, squared, is seen whole there; smaller ones may be several that touch.
 _SEEN_WHOLE = 1 / 16
-# Pixels are given to a thing as far away as this part of a tile's side.
+# Pixels that are not connected with any thing of their class are given to one as near as this part of a tile's side.
 _NEAR = 1 / 8
-# How much more of the vote void has than any class where a look finds nothing. Were it all of the vote, looks that find
-# nothing would end in straight lines beside others that do.
-_VOID_LEAD = 0.3
 # Of a mask that is on everywhere.
 _SURE_LOGIT = 10.0
 # Pixels that are named at once.
@@ -68,9 +69,8 @@ def with_void(scores: SemanticView, void_prob: Tensor, threshold: float) -> Sema
     best = scores.class_probs.amax(1)
     kept = (best > void_prob) & (best > threshold)
     masks, probs = scores.mask_logits[kept], functional.pad(scores.class_probs[kept], (0, 1))  # [n, K + 1]
-    # Not to find anything is a weak opinion: void is a little more likely than each of the classes.
-    nothing = probs.new_full((1, probs.shape[1]), (1 - _VOID_LEAD) / probs.shape[1])
-    nothing[0, -1] += _VOID_LEAD
+    nothing = probs.new_zeros(1, probs.shape[1])
+    nothing[0, -1] = 1
     if len(masks):
         off = -masks.amax(0, keepdim=True)
     else:
@@ -88,9 +88,10 @@ def panoptic(
     """The segments of a photo in tiles.
 
     look(rows, columns): what a model sees in that part of the photo, as for `semantic`. A thing's scores are the means
-    of its parts', weighted by area; those of stuff the mean of its pixels' mixed scores. Pixels are without a segment
-    where void has the best score, and where the scores tell a class of things but no look a thing near. Ids [H, W] are
-    on the CPU, in the narrowest of uint8, int16 and int32.
+    of its parts', weighted by area; those of stuff, and of things that no look shows in one piece, the mean of all
+    mixed scores of their class. Pixels are without a segment where void is (`mixing`), and in small spots where the
+    scores tell a class of things but no look a thing near. Ids [H, W] are on the CPU, in the narrowest of uint8, int16
+    and int32.
     """
     things = _Things(is_thing)
     levels = [*tiling.coarser(size_hw), tiling]
@@ -115,7 +116,7 @@ def panoptic(
         things.add(seen.segments, rows, columns)
         return seen.scores
 
-    labels = semantic(size_hw, tiling, scores, sigmoid_at)
+    labels = semantic(size_hw, tiling, scores, sigmoid_at, void=True)
     things.finish()
     return things.assigned(labels)
 
@@ -152,20 +153,26 @@ class _Things:
         self._segments: list[Segment] = []
         self._same_as: list[int] = []
         self._seen_whole: list[bool] = []
+        self._size_hw: Size = (0, 0)
         self._tiling = Tiling()
         self._cell = 0
         self._map = np.zeros((0, 0), np.int32)
         self._coarser: np.ndarray | None = None
         self._above: list[_Shown] = []
         self._current: list[_Shown] = []
+        # First cells after where a tile of this or a larger size ends, begins, or gives the word to the next: down the
+        # photo and across.
+        self._borders: tuple[set[int], set[int]] = (set(), set())
 
     def begin(self, size_hw: Size, tiling: Tiling, cell: int) -> None:
         """Tiles of the next size: cells of the map have half the side of those before."""
         self.finish()
         self._coarser = self._map if self._map.size else None
         self._map = np.zeros((-(-size_hw[0] // cell), -(-size_hw[1] // cell)), np.int32)
-        self._tiling, self._cell = tiling, cell
+        self._size_hw, self._tiling, self._cell = size_hw, tiling, cell
         self._above, self._current = [], []
+        down, across = self._borders
+        self._borders = ({2 * line for line in down}, {2 * line for line in across})
 
     def add(self, found: PanopticMap, rows: Span, columns: Span) -> None:
         """The segments of a tile; tiles come row by row."""
@@ -210,9 +217,24 @@ class _Things:
             if same_class and count > JOIN_IOU * (areas[0][a] + areas[1][b] - count):
                 self._unite(a - 1, b - 1)
 
+    def _join_along_borders(self) -> None:
+        """Things that meet along a border of tiles are one: nothing but a tile ends there."""
+        roots = self._roots()
+        for lines, cells in zip(self._borders, (self._map, self._map.T), strict=True):
+            for line in lines:
+                if not 0 < line < len(cells):
+                    continue
+                lengths, shared = _meetings([(roots[cells[line - 1]], roots[cells[line]])])
+                for (a, b), count in shared.items():
+                    same_class = self._segments[a - 1].class_index == self._segments[b - 1].class_index
+                    if same_class and count >= JOIN_CONTACT * min(lengths[0][a], lengths[1][b]):
+                        self._unite(a - 1, b - 1)
+
     def _lay(self, shown: _Shown, rows: Span, columns: Span) -> None:
         """Up to the middle of an overlap the earlier tile has the word, unless it has nothing to say."""
         half = self._tiling.overlap // 2 // self._cell
+        for lines, (first, last) in zip(self._borders, (shown.rows, shown.columns), strict=True):
+            lines.update((first, first + half, last))
         later = np.ones(shown.numbers.shape, bool)
         later[: half if rows[0] else 0] = False
         later[:, : half if columns[0] else 0] = False
@@ -222,11 +244,11 @@ class _Things:
 
     def finish(self) -> None:
         """After the last tile of a size: its things and those of the coarser tiles are one map."""
+        self._join_along_borders()
         if self._coarser is None:
             return
         coarser, self._coarser = self._coarser, None
-        roots = np.zeros(len(self._segments) + 1, np.int32)
-        roots[1:] = [self._root(number) + 1 for number in range(len(self._segments))]
+        roots = self._roots()
 
         def bands() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             """Of this map, and of the coarser one on its cells."""
@@ -250,6 +272,7 @@ class _Things:
         for own, around in bands():
             free = (own == 0) & stays[roots[around]]
             own[free] = around[free]
+        self._join_along_borders()
 
     def _unite(self, one: int, other: int) -> None:
         first, second = sorted((self._root(one), self._root(other)))
@@ -261,73 +284,126 @@ class _Things:
             number = self._same_as[number]
         return number
 
+    def _roots(self) -> np.ndarray:
+        """int32 [n + 1]: number + 1 of a segment -> the same of the first one that is the same thing."""
+        return np.array([0, *(self._root(number) + 1 for number in range(len(self._segments)))], np.int32)
+
     # ------------------------------------------------------------------------------------------------- the outcome
 
     def assigned(self, found: SemanticMap) -> PanopticMap:
         """Every pixel by its class, of which the last is void, and by what thing is there."""
         labels = found.labels.numpy()
-        count, classes = len(self._segments), len(self._is_thing)
-        cells = _counts(self._map, count + 1)
-        members: dict[int, list[int]] = {}
-        for number in range(count):
-            if cells[number + 1]:
-                members.setdefault(self._root(number), []).append(number)
-        thing_of = np.zeros(count + 1, np.int32)  # number + 1 of a segment -> number + 1 of the thing it is a part of
-        for thing, parts in enumerate(members.values(), start=1):
-            thing_of[[part + 1 for part in parts]] = thing
-        for row in self._map:
-            row[:] = thing_of[row]
-        roots = list(members)
-        class_of = np.array([classes, *(self._segments[root].class_index for root in roots)])
+        classes = len(self._is_thing)
+        cells = _counts(self._map, len(self._segments) + 1)
+        parts = self._confirmed(labels, cells)
+        segments = [self._thing(members, cells) for members in parts]
+        of_class = {segment.class_index: segment for segment in found.segments if segment.class_index < classes}
+        near: dict[int, np.ndarray] = {}
+        for k, segment in of_class.items():
+            if self._is_thing[k]:
+                mine = np.array([False, *(thing.class_index == k for thing in segments)])
+                near[k], more = self._owners(labels, k, mine)
+                segments += [segment] * more
+        things = len(segments)
+        class_of = np.array([classes, *(segment.class_index for segment in segments)])
+        segments += [segment for k, segment in of_class.items() if not self._is_thing[k]]
 
-        areas = np.zeros(len(class_of), np.int64)
-        near = self._near(class_of)
-        for band in self._bands(labels, class_of, near):
-            areas += _counts(band, len(class_of) + classes + 1)[: len(areas)]
-        sizes = _counts(self._map, len(class_of)) * self._cell**2
-        kept = [t for t in range(1, len(class_of)) if areas[t] >= max(1.0, KEPT * sizes[t])]
-        stuff = [s for s in found.segments if s.class_index < classes and not self._is_thing[s.class_index]]
-
-        # What a band holds -> ids; things first, then classes, void the last of these.
-        numbers = np.zeros(len(class_of) + classes + 1, np.int64)
-        numbers[kept] = np.arange(1, len(kept) + 1)
-        for number, segment in enumerate(stuff, start=len(kept) + 1):
-            numbers[len(class_of) + segment.class_index] = number
-        total = len(kept) + len(stuff)
+        # What a band holds -> ids: things first, then classes, void the last of these.
+        numbers = np.arange(things + classes + 2)
+        numbers[things + 1 :] = 0
+        for number, segment in enumerate(segments[things:], start=things + 1):
+            numbers[things + 1 + segment.class_index] = number
         # One more than the ids is needed where classes are counted from zero.
-        kind = next(kind for kind in (np.uint8, np.int16, np.int32) if total + 1 < np.iinfo(kind).max)
+        kind = next(kind for kind in (np.uint8, np.int16, np.int32) if len(segments) + 1 < np.iinfo(kind).max)
         numbers = numbers.astype(kind)
         ids = np.empty(labels.shape, kind)
+        areas = np.zeros(len(segments) + 1, np.int64)
         top = 0
         for band in self._bands(labels, class_of, near):
             ids[top : top + len(band)] = numbers[band]
+            areas += _counts(ids[top : top + len(band)], len(areas))
             top += len(band)
-        segments = [self._thing(members[roots[t - 1]], cells, int(areas[t])) for t in kept]
-        for segment in stuff:
-            scores = segment.class_scores[:classes]
-            segments.append(Segment(segment.class_index, segment.score, segment.area, scores.cpu()))
-        return PanopticMap(torch.from_numpy(ids), tuple(segments))
+        measured = (
+            Segment(s.class_index, s.score, int(area), s.class_scores[:classes].cpu())
+            for s, area in zip(segments, areas[1:], strict=True)
+        )
+        return PanopticMap(torch.from_numpy(ids), tuple(measured))
 
-    def _thing(self, parts: Sequence[int], cells: np.ndarray, area: int) -> Segment:
+    def _confirmed(self, labels: np.ndarray, cells: np.ndarray) -> list[list[int]]:
+        """Which segments the things are of whose class the mixed scores confirm; from now on the map holds those.
+
+        cells: of each segment + 1.
+        """
+        members: dict[int, list[int]] = {}
+        for number in range(len(self._segments)):
+            if cells[number + 1]:
+                members.setdefault(self._root(number), []).append(number)
+        thing_of = np.zeros(len(cells), np.int32)  # number + 1 of a segment -> number of the thing it is a part of
+        for thing, parts in enumerate(members.values(), start=1):
+            thing_of[[part + 1 for part in parts]] = thing
+        class_of = np.array([-1, *(self._segments[root].class_index for root in members)])
+        at = self._pixels(1)
+        sizes, agreed = np.zeros(len(class_of), np.int64), np.zeros(len(class_of), np.int64)
+        for row, place in zip(self._map, at[0], strict=True):
+            row[:] = thing_of[row]
+            sizes += np.bincount(row, minlength=len(sizes))
+            agreed += np.bincount(row[class_of[row] == labels[place, at[1]]], minlength=len(sizes))
+        kept = agreed >= np.maximum(1, KEPT * sizes)
+        kept[0] = False
+        numbers = np.where(kept, kept.cumsum(), 0).astype(np.int32)
+        for row in self._map:
+            row[:] = numbers[row]
+        return [parts for thing, parts in enumerate(members.values(), start=1) if kept[thing]]
+
+    def _pixels(self, stride: int) -> list[np.ndarray]:
+        """Rows and columns of the photo: the pixels that stand for every stride-th cell."""
+        return [
+            np.minimum(np.arange(min(stride // 2, cells - 1), cells, stride) * self._cell + self._cell // 2, pixels - 1)
+            for cells, pixels in zip(self._map.shape, self._size_hw, strict=True)
+        ]
+
+    def _thing(self, parts: Sequence[int], cells: np.ndarray) -> Segment:
         weights = torch.tensor([int(cells[part + 1]) for part in parts], dtype=torch.float64)
         share = weights / weights.sum()
         scores = torch.stack([self._segments[part].class_scores.cpu().double() for part in parts])
         own = torch.tensor([self._segments[part].score for part in parts], dtype=torch.float64)
-        return Segment(self._segments[parts[0]].class_index, float(share @ own), area, (share @ scores).float())
+        return Segment(self._segments[parts[0]].class_index, float(share @ own), 0, (share @ scores).float())
 
-    def _near(self, class_of: np.ndarray) -> dict[int, np.ndarray]:
-        """For each class with things: the nearest of them at every cell of a coarser map, 0 where none is near."""
-        small = self._map[_NEAR_STRIDE // 2 :: _NEAR_STRIDE, _NEAR_STRIDE // 2 :: _NEAR_STRIDE]
-        if not small.size:
-            small = self._map[:1, :1]
-        reach = self._tiling.side * _NEAR / (self._cell * _NEAR_STRIDE)
-        near = {}
-        for k in np.unique(class_of[1:]).tolist():
-            own = class_of[small] == k
-            if own.any():
-                distance, places = ndimage.distance_transform_edt(~own, return_indices=True)
-                near[k] = np.where(distance <= reach, small[tuple(places)], 0)
-        return near
+    def _owners(self, labels: np.ndarray, k: int, mine: np.ndarray) -> tuple[np.ndarray, int]:
+        """Which thing of class k has a pixel of it that none lies on, on a coarser map; and how many are new.
+
+        mine: of the things so far, from number one on, which are of the class. Connected pixels are shared out among
+        the things in them. Where there are none all are of the nearest, if that is near; or a thing of their own, if
+        they are many; or of none, 0. So no thing ends where a tile does.
+        """
+        first = [min(_NEAR_STRIDE // 2, length - 1) for length in self._map.shape]
+        small = self._map[first[0] :: _NEAR_STRIDE, first[1] :: _NEAR_STRIDE]
+        down, across = self._pixels(_NEAR_STRIDE)
+        region = labels[down[:, None], across] == k
+        own = mine[small] & region
+        patches, count = ndimage.label(region, np.ones((3, 3)))
+        sizes = np.bincount(patches.ravel(), minlength=count + 1)
+        side = self._tiling.side / (self._cell * _NEAR_STRIDE)
+        if own.any():
+            distance, places = ndimage.distance_transform_edt(~own, return_indices=True)
+            nearest = small[tuple(places)]
+        else:
+            distance, nearest = np.full(small.shape, np.inf), np.zeros_like(small)
+        closest = ndimage.minimum_position(distance, patches, np.arange(1, count + 1))
+        owner = np.zeros(count + 1, np.int32)
+        shared = np.zeros(count + 1, bool)
+        more = 0
+        for patch, place in enumerate(closest, start=1):
+            shared[patch] = own[place]
+            if distance[place] <= side * _NEAR:
+                owner[patch] = nearest[place]
+            elif sizes[patch] >= (side * _SEEN_WHOLE) ** 2:
+                owner[patch] = len(mine) + more
+                more += 1
+        owners = np.where(shared[patches], nearest, owner[patches])
+        around = np.where(distance <= side * _NEAR, nearest, 0)
+        beside = ndimage.maximum_filter(owners, 3)
+        return np.where(region, owners, np.where(beside > 0, beside, around)), more
 
     def _bands(self, labels: np.ndarray, class_of: np.ndarray, near: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
         """Bands of the photo, int32 [n, W]: the thing a pixel is of, or as many as there are things plus its class."""

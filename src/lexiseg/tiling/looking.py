@@ -1,7 +1,8 @@
 """What a model saw in a tile, and how it is read at the pixels of the photo: exactly, or roughly.
 
 Exactly as one look at a photo is read (`Tile`); or as a sketch of it on a small grid, which is enough for what is
-broad (`Sketch`). Either way the scores of a pixel's classes sum to one, so that all looks have equal votes.
+broad (`Sketch`). Either way the scores of a pixel's classes sum to one, so that all looks have equal votes. A view may
+have void for its last class, with a mask of its own, the last: that stands beside the vote, between zero and one.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _BROAD = 0.25
 _LEAST_SUM = 1e-3
 
 
-def sketched(view: SemanticView) -> tuple[Tensor, Tensor | None]:
+def sketched(view: SemanticView, *, void: bool = False) -> tuple[Tensor, Tensor | None]:
     """A view on a small grid: (maps [N, h, w], class_probs [N, K]).
 
     Without class_probs the maps are those of the classes: whichever are fewer, masks or classes. The class scores of a
-    cell sum to one.
+    cell sum to one, but for void, the last where the view has it.
     """
     frame, grid = view.frame, view.mask_logits.shape[-2:]
     cells = [
@@ -41,11 +42,12 @@ def sketched(view: SemanticView) -> tuple[Tensor, Tensor | None]:
     ]
     maps = probs_on_grid(view.mask_logits.float(), frame.canvas_hw, frame.picture_hw, (cells[0], cells[1]))
     maps = _pooled(maps, _SKETCH_CELLS)
-    class_probs: Tensor | None = view.class_probs.float()
-    total = torch.einsum("q,qhw->hw", view.class_probs.float().sum(1), maps)
-    maps /= total.clamp_min(_LEAST_SUM)
-    if view.class_probs.shape[1] <= len(maps):
-        maps, class_probs = torch.einsum("qk,qhw->khw", view.class_probs.float(), maps), None
+    class_probs = view.class_probs.float()
+    voting = len(maps) - void
+    total = torch.einsum("q,qhw->hw", class_probs[:voting].sum(1), maps[:voting])
+    maps[:voting] /= total.clamp_min(_LEAST_SUM)
+    if class_probs.shape[1] <= len(maps):
+        return torch.einsum("qk,qhw->khw", class_probs, maps), None
     return maps, class_probs
 
 
@@ -161,10 +163,20 @@ class Tile:
     """The part of the photo that is still there, rows and columns."""
     overlap: int
     photo_hw: Size
+    void: bool
+    """Whether the last class is void."""
 
     @classmethod
     def seen(
-        cls, view: SemanticView, sigmoid_at: SigmoidAt, rows: Span, columns: Span, overlap: int, photo_hw: Size
+        cls,
+        view: SemanticView,
+        sigmoid_at: SigmoidAt,
+        rows: Span,
+        columns: Span,
+        overlap: int,
+        photo_hw: Size,
+        *,
+        void: bool = False,
     ) -> Tile:
         frame, maps = view.frame, view.mask_logits
         axes = [
@@ -175,8 +187,8 @@ class Tile:
         summed = sigmoid_at == "grid"
         if summed:
             maps = torch.einsum("qk,qhw->khw", view.class_probs, maps.sigmoid())
-        both = (axes[0], axes[1])
-        return cls(maps, view.class_probs, summed, sigmoid_at, both, rows, columns, (rows, columns), overlap, photo_hw)
+        both, shown = (axes[0], axes[1]), (rows, columns)
+        return cls(maps, view.class_probs, summed, sigmoid_at, both, rows, columns, shown, overlap, photo_hw, void)
 
     def covers(self, rows: Span, columns: Span) -> bool:
         """Whether a part of the photo is wholly in what is still there."""
@@ -204,6 +216,7 @@ class Tile:
             (rows, columns),
             self.overlap,
             self.photo_hw,
+            self.void,
         )
 
     def scores(self, rows: Span, columns: Span) -> Tensor:
@@ -225,12 +238,14 @@ class Tile:
         return x if self.summed else torch.einsum("qk,qhw->khw", self.class_probs, x)
 
     def votes(self, rows: Span, columns: Span) -> Tensor:
-        """`scores` that sum to one at every pixel, times the weight of the tile there."""
+        """`scores` that sum to one at every pixel, but for void, times the weight of the tile there."""
         scores = self.scores(rows, columns)
+        voting = scores[: len(scores) - self.void]
+        voting /= voting.sum(0).clamp_min(_LEAST_SUM)
         at = [torch.arange(*span, dtype=torch.float32) + 0.5 for span in (rows, columns)]
         y = ramp(at[0], self.rows, self.overlap, self.photo_hw[0])
         x = ramp(at[1], self.columns, self.overlap, self.photo_hw[1])
-        return scores.mul_((y[:, None] * x).to(scores) / scores.sum(0).clamp_min(_LEAST_SUM))
+        return scores.mul_((y[:, None] * x).to(scores))
 
 
 def _read(x: Tensor, dimension: int, plan: tuple[Tensor, Tensor, Tensor], span: Span, offset: int) -> Tensor:

@@ -27,12 +27,23 @@ from lexiseg.types import SemanticMap, SigmoidAt, Size
 # Floats held at once for the masks, or for the class scores, of a block of pixels.
 BLOCK_FLOATS = 1_000_000
 
+# Void is what has more than this of the mixed vote: looks often disagree whether there is anything, and then there is,
+# as a rule. With less, what a tile takes for nothing would end in a straight line beside another that sees something.
+_VOID = 0.95
+# The same where tiles are alone: then nothing but their masks tells where void ends.
+_VOID_ALONE = 0.5
+
 # What coarser looks say is computed once for so many parts of a tile's side, and interpolated between.
 _CELLS_PER_SIDE = 128
 
 
 def semantic(
-    size_hw: Size, tiling: Tiling, look: Callable[[Span, Span], SemanticView], sigmoid_at: SigmoidAt = "canvas"
+    size_hw: Size,
+    tiling: Tiling,
+    look: Callable[[Span, Span], SemanticView],
+    sigmoid_at: SigmoidAt = "canvas",
+    *,
+    void: bool = False,
 ) -> SemanticMap:
     """`postprocess.semantic` of a photo in tiles: the class with the best mixed score at every pixel.
 
@@ -40,21 +51,23 @@ def semantic(
     parts come first: the whole photo, then tiles from large to small. Labels [H, W] are on the CPU, in the narrowest of
     uint8, int16 and int32. Held are the labels, sketches of the larger tiles, and of the smallest ones what their
     overlaps along one row are made of.
+
+    void: the last class is void, and what the last mask of a view is; see `_VOID`.
     """
     rows, columns = tiling.along(size_hw[0]), tiling.along(size_hw[1])
     around: _Around | None = None
     for coarse in tiling.coarser(size_hw):
-        around = _Around.seen(size_hw, coarse, look, around)
+        around = _Around.seen(size_hw, coarse, look, around, void=void)
     canvas: _Labels | None = None
     above: list[_Seen] = []
     for top in rows:
         current: list[_Seen] = []
         left: _Seen | None = None
         for number, span in enumerate(columns):
-            tile = _Seen.of(
-                look(top, span), sigmoid_at, top, span, tiling.overlap, size_hw, with_broad=around is not None
-            )
-            canvas = canvas or _Labels.of(size_hw, tile.exact.class_probs, tiling, around)
+            view = look(top, span)
+            exact = Tile.seen(view, sigmoid_at, top, span, tiling.overlap, size_hw, void=void)
+            tile = _Seen.of(exact, view if around is not None else None)
+            canvas = canvas or _Labels.of(size_hw, tile.exact.class_probs, tiling, around, void=void)
             # All that no later tile reaches is decided now: what this one shares with earlier ones, and its inside.
             near = [tile, *([left] if left else []), *above[max(0, number - 1) : number + 1]]
             last_row, last_column = top == rows[-1], span == columns[-1]
@@ -87,22 +100,12 @@ class _Seen:
     """What is broad in it; None where no coarser look takes its place."""
 
     @classmethod
-    def of(
-        cls,
-        view: SemanticView,
-        sigmoid_at: SigmoidAt,
-        rows: Span,
-        columns: Span,
-        overlap: int,
-        photo_hw: Size,
-        *,
-        with_broad: bool,
-    ) -> _Seen:
-        exact = Tile.seen(view, sigmoid_at, rows, columns, overlap, photo_hw)
-        if not with_broad:
+    def of(cls, exact: Tile, view: SemanticView | None) -> _Seen:
+        """view: given where what is broad in it matters."""
+        if view is None:
             return cls(exact, None)
-        maps, class_probs = sketched(view)
-        return cls(exact, Sketch(broad(maps), class_probs, rows, columns, overlap, photo_hw))
+        maps, class_probs = sketched(view, void=exact.void)
+        return cls(exact, Sketch(broad(maps), class_probs, exact.rows, exact.columns, exact.overlap, exact.photo_hw))
 
     def cut(self, rows: Span, columns: Span) -> _Seen:
         """The same with only as much as a part of the photo is made of."""
@@ -119,12 +122,21 @@ class _Around:
 
     @classmethod
     def seen(
-        cls, size_hw: Size, tiling: Tiling, look: Callable[[Span, Span], SemanticView], coarser: _Around | None
+        cls,
+        size_hw: Size,
+        tiling: Tiling,
+        look: Callable[[Span, Span], SemanticView],
+        coarser: _Around | None,
+        *,
+        void: bool,
     ) -> _Around:
         found = []
         for rows in tiling.along(size_hw[0]):
             for columns in tiling.along(size_hw[1]):
-                maps, class_probs = sketched(look(rows, columns))
+                maps, class_probs = sketched(look(rows, columns), void=void)
+                if void:
+                    # Where exactly void ends the smaller tiles know better: close to there it may well be void.
+                    maps[-1:] = functional.max_pool2d(maps[-1:], 3, 1, 1)
                 if coarser is not None:
                     size = (maps.shape[-2], maps.shape[-1])
                     maps = maps - tiling.context * functional.interpolate(broad(maps)[None], size, mode="bilinear")[0]
@@ -164,15 +176,17 @@ class _Labels:
     around: _Around | None
     cell: int
     """Pixels of the photo, a side, for which what is broad is computed once."""
+    void: bool
+    """Whether the last class is void."""
 
     @classmethod
-    def of(cls, size_hw: Size, class_probs: Tensor, tiling: Tiling, around: _Around | None) -> _Labels:
+    def of(cls, size_hw: Size, class_probs: Tensor, tiling: Tiling, around: _Around | None, *, void: bool) -> _Labels:
         count = class_probs.shape[1]
         # One number stays free: some count the classes from one.
         kind = next(kind for kind in (np.uint8, np.int16, np.int32) if count < np.iinfo(kind).max)
         areas = torch.zeros(count, dtype=torch.long, device=class_probs.device)
         sums = class_probs.new_zeros(count, count, dtype=torch.float32)
-        return cls(np.zeros(size_hw, kind), areas, sums, around, max(1, tiling.side // _CELLS_PER_SIDE))
+        return cls(np.zeros(size_hw, kind), areas, sums, around, max(1, tiling.side // _CELLS_PER_SIDE), void)
 
     def decide(self, tiles: Sequence[_Seen], rows: Span, columns: Span) -> None:
         """tiles: all that show this part of the photo."""
@@ -183,7 +197,10 @@ class _Labels:
                 total += tile.exact.votes(part, across)
             if self.around is not None:
                 total += self._from_around(self.around, tiles, part, across)
-            best = total.argmax(0)
+            best = total[: count - self.void].argmax(0)
+            if self.void:
+                best[total[-1] > (_VOID_ALONE if self.around is None else _VOID)] = count - 1
+                total[-1] = 0  # no part of any segment's scores
             self.labels[part[0] : part[1], across[0] : across[1]] = best.cpu().numpy()
             self.sums.index_add_(1, best.flatten(), total.clamp_(min=0).flatten(1).float())
             self.areas += torch.bincount(best.flatten(), minlength=count)
