@@ -9,6 +9,9 @@ import pytest
 import sklearn
 import torch
 
+from lexiseg.zoo.loading import load
+from lexiseg.zoo.model_folder import Model
+from tests.colour_model import colour_model
 from tests.proposals.tiny_transformers import TINY
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -21,6 +24,16 @@ torch.set_num_threads(1)
 def private_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the caches of the person who runs it."""
     monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def colours_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model colours` is the model of the tests; every other name is looked up as usual."""
+
+    def find(model: str | Path, device: torch.device) -> Model:
+        return colour_model() if str(model) == "colours" else load(model, device)
+
+    monkeypatch.setattr("lexiseg.segmenter.load", find)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lexiseg.cluster import Cluster, ClusterError, Lost, spread
+from tests.quiet_ray import quiet_ray
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'lexiseg[ray]'")
 
@@ -30,9 +31,7 @@ class Shouting:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray speaks of its own settings so
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves sockets to its other processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@quiet_ray
 def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     import ray
 

@@ -37,6 +37,7 @@ from typer.testing import CliRunner
 
 from lexiseg.apps.cli import app
 from lexiseg.apps.recipes import RECIPES, option_parser
+from tests.quiet_ray import quiet_ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -208,9 +209,7 @@ def test_what_a_page_says_works(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray speaks of its own settings so
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves sockets to its other processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@quiet_ray
 @pytest.mark.usefixtures("samples", "street_tiny")
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if any(b.slow for b in blocks)], ids=page_id)
 def test_what_a_page_says_works_slowly(page: Path) -> None:

@@ -16,8 +16,7 @@ from lexiseg.apps.cli import app
 from lexiseg.apps.recipes import RECIPES
 from lexiseg.images import Canvas, read_image
 from lexiseg.zoo.fcclip import fcclip, text_encoder
-from lexiseg.zoo.loading import load
-from lexiseg.zoo.model_folder import Model, save_model_folder
+from lexiseg.zoo.model_folder import save_model_folder
 from tests.colour_model import colour_model
 from tests.data.publishers import voc
 from tests.zoo.conftest import GENERATOR, TOWERS
@@ -25,14 +24,7 @@ from tests.zoo.conftest import GENERATOR, TOWERS
 WORDS = "red, green | grass, blue"
 
 
-@pytest.fixture(autouse=True)
-def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--model colours` is the model of the tests; every other name is looked up as usual."""
-
-    def find(model: str | Path, device: torch.device) -> Model:
-        return colour_model() if str(model) == "colours" else load(model, device)
-
-    monkeypatch.setattr("lexiseg.segmenter.load", find)
+pytestmark = pytest.mark.usefixtures("colours_by_name")
 
 
 def lexiseg(*arguments: object) -> Result:

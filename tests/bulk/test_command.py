@@ -5,22 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from lexiseg.apps.cli import app
-from lexiseg.zoo.loading import load
-from lexiseg.zoo.model_folder import Model
 from tests.bulk.colour_batch import WORDS, batch, write_photos
-from tests.colour_model import colour_model
 
-
-@pytest.fixture(autouse=True)
-def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(model: str | Path, device: torch.device) -> Model:
-        return colour_model() if str(model) == "colours" else load(model, device)
-
-    monkeypatch.setattr("lexiseg.segmenter.load", find)
+pytestmark = pytest.mark.usefixtures("colours_by_name")
 
 
 def lexiseg(*arguments: object, classes: str = WORDS) -> Result:

@@ -4,7 +4,6 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,15 +11,9 @@ from lexiseg.bulk import BatchError, Workers
 from lexiseg.cluster import Cluster
 from tests.bulk.colour_batch import batch, colours, deadly_colours, other_colours, write_photos
 from tests.bulk.killing import Killer, contents, local_cluster, records
+from tests.quiet_ray import quiet_ray
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'lexiseg[ray]'")
-
-
-def quiet(test: Any) -> Any:
-    """Ray speaks of its own settings as deprecated, and leaves sockets to its other processes."""
-    for kind in ("DeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
-        test = pytest.mark.filterwarnings(f"ignore::{kind}")(test)
-    return test
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def test_killed_at_any_moment_and_resumed_to_the_same_bytes(
 
 
 @pytest.mark.slow
-@quiet
+@quiet_ray
 def test_a_cluster_of_its_own_and_what_goes_wrong_in_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As alone, byte for byte; then a photo that no process survives, and workers of another model."""
     photos = write_photos(tmp_path / "photos", 20)

@@ -9,6 +9,7 @@ from lexiseg.data.pairs import shard_path, shard_paths
 from lexiseg.mining import scaling
 from lexiseg.mining.running import MiningError, Run, Settings, Source, mine
 from tests.mining.colour_photos import write_photos
+from tests.quiet_ray import quiet_ray
 from tests.train.recipes.test_maftplus import toy_model
 
 
@@ -21,9 +22,7 @@ def start(tmp_path: Path, name: str, source: Source) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray speaks of its own settings so
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves sockets to its other processes
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@quiet_ray
 def test_ray_makes_the_same_shards(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'lexiseg[ray]'")
     source = write_photos(tmp_path)
