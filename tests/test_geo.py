@@ -239,6 +239,10 @@ def test_bad_files_are_refused_in_a_line(tmp_path: Path) -> None:
         geo.open_geotiff(virtual)
 
 
+SITE = ('LOCAL_CS["site grid",UNIT["metre",1]]', UTM[1])
+BEYOND = (UTM[0], Affine(0.5, 0, 9e9, 0, -0.5, 9e12))
+
+
 def test_without_a_reference_system_there_is_no_geojson(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", photo(), None, transform=UTM[1])
     _, paths, opened = segmented(path)
@@ -246,3 +250,13 @@ def test_without_a_reference_system_there_is_no_geojson(tmp_path: Path) -> None:
     assert set(paths) == {"geotiff"}
     with rasterio.open(paths["geotiff"]) as file:
         assert file.transform == UTM[1]
+
+
+@pytest.mark.parametrize("place", [SITE, BEYOND], ids=["site", "beyond"])
+def test_where_there_is_no_longitude_there_is_no_geojson(tmp_path: Path, place: tuple[str, Affine]) -> None:
+    result, paths, opened = segmented(write(tmp_path / "a.tif", photo(), place))
+    assert opened.reference.crs and set(paths) == {"geotiff"}
+    with pytest.raises(ValueError, match=r"a\.tif: its reference system leads to no longitude and latitude there"):
+        list(geo.features(result, opened.reference))
+    with rasterio.open(paths["geotiff"]) as file:
+        assert file.transform == place[1]

@@ -129,7 +129,7 @@ def open_geotiff(
 def save(
     result: Result, reference: Reference, folder: str | os.PathLike[str], stem: str | None = None
 ) -> dict[str, Path]:
-    """Writes <stem>.labels.tif, and <stem>.geojson where the reference system is known.
+    """Writes <stem>.labels.tif, and <stem>.geojson where the photo `is_on_earth`.
 
     The GeoTIFF has `label_map`'s numbers on the pixels of the photo, a colour table, and in its tags what the numbers
     mean; the GeoJSON (RFC 7946) one feature per connected region: polygons with holes along the edges of the pixels.
@@ -140,7 +140,7 @@ def save(
     stem = stem or file_stem(result.photo)
     paths = {"geotiff": target / f"{stem}.labels.tif"}
     _write_geotiff(result, reference, paths["geotiff"])
-    if reference.crs:
+    if is_on_earth(reference, result.size_hw):
         paths["geojson"] = target / f"{stem}.geojson"
         with open(paths["geojson"], "w", encoding="utf-8") as file:
             file.write('{"type": "FeatureCollection", "features": [')
@@ -151,12 +151,26 @@ def save(
     return paths
 
 
+def is_on_earth(reference: Reference, size_hw: Size) -> bool:
+    """Whether longitude and latitude can be told of a photo of that size. Grids of a building site lead to none."""
+    if not reference.crs:
+        return False
+    height, width = size_hw
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+    try:
+        _in_degrees("", _placed(corners, reference.transform), _rasterio().crs.CRS.from_wkt(reference.crs))
+    except ValueError:
+        return False
+    return True
+
+
 def features(result: Result, reference: Reference) -> Iterator[dict[str, Any]]:
     """The regions of a result as GeoJSON features in longitude and latitude, exteriors counter-clockwise.
 
     Properties: `class`, `class_index`, `score` and `segment` (its id in `label_map`) of the segment, and `area_m2` of
     the polygon where the reference system is a projected one. Regions of one segment that do not touch are features of
-    their own, and pixels that touch at a corner alone do not.
+    their own, and pixels that touch at a corner alone do not. Raises ValueError where longitude and latitude of a place
+    cannot be told.
     """
     rasterio = _rasterio()
     crs = rasterio.crs.CRS.from_wkt(reference.crs)
@@ -178,9 +192,9 @@ def features(result: Result, reference: Reference) -> Iterator[dict[str, Any]]:
         waiting.append((properties, placed))
         points += sum(len(ring) for ring in placed)
         if points > _POINTS_AT_ONCE:
-            yield from _on_the_globe(waiting, crs if moved else None)
+            yield from _on_the_globe(result.photo, waiting, crs if moved else None)
             waiting, points = [], 0
-    yield from _on_the_globe(waiting, crs if moved else None)
+    yield from _on_the_globe(result.photo, waiting, crs if moved else None)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -455,8 +469,22 @@ def _placed(ring: np.ndarray, transform: tuple[float, ...]) -> np.ndarray:
     return np.stack([a * column + b * row + c, d * column + e * row + f], 1)
 
 
+def _in_degrees(name: str, places: np.ndarray, crs: Any) -> np.ndarray:
+    """x and y in a reference system -> longitude and latitude; [n, 2] both."""
+    rasterio = _rasterio()
+    try:
+        found = np.stack(rasterio.warp.transform(crs, rasterio.crs.CRS.from_epsg(_WGS84), *places.T), 1)
+    except Exception:  # GDAL's own, of no public class: no way from one system to the other, or a place beyond it
+        found = np.full(places.shape, np.nan)
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{name}: its reference system leads to no longitude and latitude there; give it one that does (gdalwarp)"
+        )
+    return found
+
+
 def _on_the_globe(
-    waiting: Iterable[tuple[dict[str, Any], list[np.ndarray]]], crs: Any | None
+    name: str, waiting: Iterable[tuple[dict[str, Any], list[np.ndarray]]], crs: Any | None
 ) -> Iterator[dict[str, Any]]:
     """Features of polygons in a reference system; None where that is longitude and latitude already."""
     waiting = list(waiting)
@@ -465,9 +493,7 @@ def _on_the_globe(
     counts = [len(ring) for _, rings in waiting for ring in rings]
     places = np.concatenate([ring for _, rings in waiting for ring in rings])
     if crs is not None:
-        rasterio = _rasterio()
-        target = rasterio.crs.CRS.from_epsg(_WGS84)
-        places = np.stack(rasterio.warp.transform(crs, target, places[:, 0], places[:, 1]), 1)
+        places = _in_degrees(name, places, crs)
     on_globe = iter(np.split(places, np.cumsum(counts)[:-1]))
     for properties, rings in waiting:
         coordinates = []

@@ -286,8 +286,10 @@ class _GeoInputs:
             ranges = ", ".join(f"{low:g} to {high:g}" for low, high in photo.ranges)
             shown = ",".join(str(band) for band in photo.bands)
             _say(f"lexiseg: {photo.name}: bands {shown}; black to white is {ranges}")
-        if not photo.reference.crs:
-            _say(f"lexiseg: {photo.name}: does not tell its reference system; no GeoJSON is written")
+        if not geo.is_on_earth(photo.reference, result.size_hw):
+            known = bool(photo.reference.crs)
+            why = "its reference system leads to no longitude" if known else "does not tell its reference system"
+            _say(f"lexiseg: {photo.name}: {why}; no GeoJSON is written")
         return geo.save(result, photo.reference, out, stem)
 
 
