@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def test_what_kills_is_given_up_alone_and_the_rest_is_done(tmp_path: Path, reque
 def test_workers_of_nothing(wrong: dict[str, int]) -> None:
     with pytest.raises(ClusterError, match="give one worker at least"):
         Cluster(**wrong)
+
+
+def test_a_wrong_address_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    with pytest.raises(ClusterError, match=f"^no cluster of Ray at 127.0.0.1:{port}: .*refused; check the address$"):
+        list(spread(["a"], Shouting, (), Cluster(f"127.0.0.1:{port}")))
 
 
 def test_nothing_to_do_needs_no_ray() -> None:

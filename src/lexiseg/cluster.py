@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ _DEATHS = 2
 """So often may processes die at items given out together before each is tried alone, and at an item alone."""
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster started here. What travels is names; Ray would take a third of the memory."""
+
+_REACHED_SECONDS = 10.0
 
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -179,10 +182,11 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
 
 
 def _start(ray: Any, cluster: Cluster) -> None:
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address and address != "local":
+        if address != "local":
+            _reach(address)
             ray.init(address=address, **quiet)
             return
         cpus = cluster.cpus * (cluster.workers or max(1, int((os.cpu_count() or 1) / cluster.cpus)))
@@ -194,8 +198,17 @@ def _start(ray: Any, cluster: Cluster) -> None:
             **quiet,
         )
     except Exception as error:  # Ray raises every kind of it, down to the plain one
-        reason = " ".join(str(error).split())[:200]
-        raise ClusterError(f"no cluster of Ray at {address or 'this machine'}: {reason}") from None
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        here = address == "local"
+        remedy = "try again when less else is running" if here else "check the address"
+        raise ClusterError(f"no cluster of Ray at {'this machine' if here else address}: {reason}; {remedy}") from None
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at host:port; Ray would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_SECONDS).close()
 
 
 def _fitting(ray: Any, cluster: Cluster) -> int:
