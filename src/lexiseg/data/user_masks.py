@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 from lexiseg.data.coco_panoptic import PanopticPhoto
 from lexiseg.data.package_splits import segments_of
 from lexiseg.data.packages import LabelledPhotos
-from lexiseg.formats.annotations import AnnotatedPhoto, AnnotatedSet, FormatError, read_json_file
+from lexiseg.formats.annotations import AnnotatedPhoto, AnnotatedSet, FormatError, is_id, is_inside, read_json_file
 from lexiseg.formats.coco import read_coco
 from lexiseg.formats.coco_panoptic import read_segment_ids
 from lexiseg.formats.cvat import ANNOTATIONS, read_cvat
@@ -246,7 +246,7 @@ class CocoMasks:
         for number, category in enumerate(categories if isinstance(categories, list) else []):
             where = f"{self.path}: category {number + 1}"
             name = category.get("name") if isinstance(category, Mapping) else None
-            if not isinstance(category, Mapping) or "id" not in category:
+            if not isinstance(category, Mapping) or not is_id(category.get("id")):
                 problems.append(f"{where} has no id; give every category an id and a name")
                 continue
             if not isinstance(name, str) or not name.strip():
@@ -268,7 +268,7 @@ class CocoMasks:
         files: dict[Any, str] = {}
         for number, image in enumerate(images if isinstance(images, list) else []):
             where = f"{self.path}: image {number + 1}"
-            if not isinstance(image, Mapping) or "id" not in image or not _is_inside(image.get("file_name")):
+            if not isinstance(image, Mapping) or not is_id(image.get("id")) or not is_inside(image.get("file_name")):
                 problems.append(f"{where} needs an id and a file_name below the folder of the photos")
             elif image["id"] in files:
                 problems.append(f"{where} ({image['file_name']}) has the id of another one, {image['id']}; change it")
@@ -279,12 +279,13 @@ class CocoMasks:
     def _add(self, number: int, annotation: Any, photos: Mapping[Any, str], problems: list[str]) -> None:
         where = f"{self.path}: annotation {number + 1}"
         listed = annotation.get("segments_info") if isinstance(annotation, Mapping) else None
-        if not isinstance(listed, list) or not _is_inside(annotation.get("file_name")):
+        if not isinstance(listed, list) or not is_inside(annotation.get("file_name")):
             problems.append(f"{where} needs segments_info and a file_name below the folder of the PNGs")
             return
-        photo = photos.get(annotation.get("image_id"))
+        image_id = annotation.get("image_id")
+        photo = photos.get(image_id) if is_id(image_id) else None
         if photo is None:
-            problems.append(f"{where} is of image {annotation.get('image_id')}, which is not listed; add it to images")
+            problems.append(f"{where} is of image {image_id}, which is not listed; add it to images")
             return
         if photo in self._listed:
             problems.append(f"{where} is the second one of {photo}; keep one")
@@ -296,10 +297,11 @@ class CocoMasks:
                 return
             if segment["id"] in seen:
                 problems.append(f"{where} ({photo}) lists segment {segment['id']} twice; keep one")
-            if segment.get("category_id") not in self._index:
+            category_id = segment.get("category_id")
+            if not is_id(category_id) or category_id not in self._index:
                 problems.append(
-                    f"{where} ({photo}): segment {segment['id']} is of category {segment.get('category_id')}, which is "
-                    "not listed; add it to categories"
+                    f"{where} ({photo}): segment {segment['id']} is of category {category_id}, which is not listed; "
+                    "add it to categories"
                 )
             seen.add(segment["id"])
         self._listed[photo] = (self._images / photo, self._segments / annotation["file_name"], listed)
@@ -633,10 +635,6 @@ def _beyond(path: Path | str, values: Sequence[int], classes: int, none: int) ->
         f"{path}: holds the values {shown}, but there are {classes} classes, 0 to {classes - 1}, and {none} for none; "
         "write class numbers into it (colours of a palette and blurred edges are none), or complete the classes"
     )
-
-
-def _is_inside(name: Any) -> bool:
-    return isinstance(name, str) and bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _folded(name: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -158,6 +158,11 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
+def is_id(value: object) -> bool:
+    """Whether entries of JSON may be told apart by it."""
+    return type(value) in (int, float, str)
+
+
 def check_size(told_hw: Size, size_hw: Size) -> None:
     """A shape that is told for one size of photo, on a photo of another: raises ValueError."""
     if told_hw != size_hw:
@@ -191,4 +196,4 @@ def is_inside(name: object) -> bool:
     if not isinstance(name, str) or "\0" in name:
         return False
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return bool(parts) and not name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+    return bool(parts) and not name.startswith(("/", "\\")) and ".." not in parts and not PureWindowsPath(name).drive

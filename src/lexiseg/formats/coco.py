@@ -16,6 +16,7 @@ from lexiseg.formats.annotations import (
     Polygons,
     RunLengths,
     Shape,
+    is_id,
     is_inside,
     is_number,
     read_polygon,
@@ -115,11 +116,7 @@ def read_coco(path: Path, document: Any) -> AnnotatedSet:
     things: dict[str, bool] = {}
     for number, category in enumerate(document["categories"], start=1):
         where = f"{path}: category {number}"
-        if (
-            not isinstance(category, dict)
-            or not _is_id(category.get("id"))
-            or not isinstance(category.get("name"), str)
-        ):
+        if not isinstance(category, dict) or not is_id(category.get("id")) or not isinstance(category.get("name"), str):
             raise FormatError(f"{where} needs an id and a name")
         name = " ".join(category["name"].split())
         if not name or category["id"] in names or name in things:
@@ -128,18 +125,18 @@ def read_coco(path: Path, document: Any) -> AnnotatedSet:
     files: dict[Any, str] = {}
     shapes: dict[Any, list[tuple[float, AnnotatedMask]]] = {}
     for number, image in enumerate(document["images"], start=1):
-        if not isinstance(image, dict) or not _is_id(image.get("id")) or not is_inside(image.get("file_name")):
+        if not isinstance(image, dict) or not is_id(image.get("id")) or not is_inside(image.get("file_name")):
             raise FormatError(f"{path}: image {number} needs an id and a file_name below the folder of the photos")
         if image["id"] in files:
             raise FormatError(f"{path}: image {number} has the id of another one, {image['id']}; change it")
         files[image["id"]], shapes[image["id"]] = image["file_name"], []
     for number, entry in enumerate(document["annotations"], start=1):
         where = f"{path}: annotation {number}"
-        if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in files:
+        if not isinstance(entry, dict) or not is_id(entry.get("image_id")) or entry["image_id"] not in files:
             raise FormatError(f"{where} is of an image that is not listed; add it to images")
         where += f" ({files[entry['image_id']]})"
         category_id = entry.get("category_id")
-        if not _is_id(category_id) or category_id not in names:
+        if not is_id(category_id) or category_id not in names:
             told = str(category_id)[:50]
             raise FormatError(f"{where} is of category {told}, which is not listed; add it to categories")
         try:
@@ -155,10 +152,6 @@ def read_coco(path: Path, document: Any) -> AnnotatedSet:
         if own
     ]
     return AnnotatedSet(path, tuple(things), tuple(photos), tuple(things.values()))
-
-
-def _is_id(value: object) -> bool:
-    return type(value) in (int, float, str)
 
 
 def read_shape(entry: Any) -> Shape:
