@@ -350,7 +350,8 @@ def train_package(
 
     The classes of the package are the words. On FC-CLIP objects are masks of their own, where the package tells them
     apart; on MAFT+ a class is one mask. warmup_steps: 0 leaves the first stage out. long_edge: to which the model
-    brings photos. learning_rate: the official one unless given; a narrow adapter needs a larger one. The same command goes on where a run was stopped. When it is complete, the model is in out/model.
+    brings photos. learning_rate: the official one unless given; a narrow adapter needs a larger one. The same command
+    goes on where a run was stopped. When it is complete, the model is in out/model.
     """
     package = LabelledPhotos(data)
     torch.manual_seed(seed)
