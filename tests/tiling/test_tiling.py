@@ -325,6 +325,21 @@ def test_pieces_that_meet_at_the_border_of_a_tile_are_one_thing() -> None:
     assert ids[70, 30] != ids[70, 140]
 
 
+@pytest.mark.parametrize(("ends", "begins", "things"), [(222, 226, 1), (204, 244, 2)])
+def test_masks_may_end_a_little_before_their_tile(ends: int, begins: int, things: int) -> None:
+    """What two tiles show ends by a pixel of a mask before the line that parts them, or really before it."""
+
+    def look(rows: Span, columns: Span) -> PanopticView:
+        truth = np.zeros((96, 448), np.int32)
+        if columns[0] == 0:
+            truth[20:70, 20:ends] = 1
+        else:
+            truth[20:70, begins:430] = 1
+        return true_look(truth, {1: 0}, 1, lambda side, value: False)(rows, columns)
+
+    assert len(tiling.panoptic((96, 448), Tiling(256, 64, context=0), look, [True]).segments) == things
+
+
 def test_connected_pixels_belong_to_the_thing_beside_them_however_far() -> None:
     """Small tiles see a wall at its left end only; the rest has its class, and no tile's border in it."""
     truth = np.zeros((96, 600), np.int32)

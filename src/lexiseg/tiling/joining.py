@@ -40,6 +40,8 @@ KEPT = 0.5
 _CELL = 2
 # A thing of this part of a tile's side, squared, is seen whole there; smaller ones may be several that touch.
 _SEEN_WHOLE = 1 / 16
+# Part of a tile's side by which a mask may end before the tile: about a pixel of it.
+_SHORT = 1 / 64
 # Pixels that are not connected with any thing of their class are given to one as near as this part of a tile's side.
 _NEAR = 1 / 8
 # Of a mask that is on everywhere.
@@ -218,13 +220,16 @@ class _Things:
                 self._unite(a - 1, b - 1)
 
     def _join_along_borders(self) -> None:
-        """Things that meet along a border of tiles are one: nothing but a tile ends there."""
+        """Things that meet along a border of tiles are one: nothing but a tile ends there. Masks are coarse, and may
+        end a little before their tile does."""
         roots = self._roots()
+        reach = max(1, round(self._tiling.side * _SHORT / max(1, self._cell)))  # no cells before the first tile
         for lines, cells in zip(self._borders, (self._map, self._map.T), strict=True):
             for line in lines:
                 if not 0 < line < len(cells):
                     continue
-                lengths, shared = _meetings([(roots[cells[line - 1]], roots[cells[line]])])
+                sides = _first(cells[max(0, line - reach) : line][::-1]), _first(cells[line : line + reach])
+                lengths, shared = _meetings([(roots[sides[0]], roots[sides[1]])])
                 for (a, b), count in shared.items():
                     same_class = self._segments[a - 1].class_index == self._segments[b - 1].class_index
                     if same_class and count >= JOIN_CONTACT * min(lengths[0][a], lengths[1][b]):
@@ -446,6 +451,11 @@ def _meetings(
             if a and b:
                 met[a, b] += count
     return areas, met
+
+
+def _first(cells: np.ndarray) -> np.ndarray:
+    """[n, m] -> [m]: the first number of every column that is not zero, or zero."""
+    return np.take_along_axis(cells, (cells > 0).argmax(0)[None], 0)[0]
 
 
 def _counts(values: np.ndarray, length: int) -> np.ndarray:
