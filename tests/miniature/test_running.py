@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from lexiseg.apps.cli import app
 from lexiseg.miniature.claims import CLAIMS
-from lexiseg.miniature.combining import LEXISEG_MINI, TOWERS
+from lexiseg.miniature.combining import CANDIDATES, LEXISEG_MINI
 from lexiseg.miniature.questions import QUESTIONS
 from lexiseg.miniature.running import Extent, run
 from lexiseg.miniature.tuning import ENTRANTS
@@ -32,7 +32,7 @@ def test_from_nothing_to_a_report(shared: Path, tmp_path: Path) -> None:
         assert {"seen", "unseen", "harmonic"} <= set(told["answers"]["Z2-masks"]["groups"])
     assert len(findings["claims"]) == len(CLAIMS)
     tried = findings["choice"]["tried"]
-    assert len(tried) >= len(TOWERS) + sum(entrant.variant_of is None for entrant in ENTRANTS)
+    assert len(tried) >= len(CANDIDATES) + sum(entrant.variant_of is None for entrant in ENTRANTS)
     assert max(one["mean"] for one in tried) == next(
         one["mean"] for one in tried if one["title"] == findings["choice"]["title"]
     )

@@ -1,9 +1,10 @@
 """One further than the six: the best combination of their parts, chosen on validation photos, called lexiseg-mini.
 
-The tower comes from the base, from MAFT+ or from MaskCLIP++, or lies half-way between the base and a tuned one, which
-may keep more of what the tuning forgets (weights averaged as in WiSE-FT, Wortsman et al. 2022). On the best of them
-Mask-Adapter is trained. Among these and the six as they are, the best stays. Means over all seeds choose, so that it is
-one recipe that wins and not one lucky run.
+What a candidate may take from elsewhere: the trunk of a tuned model, whole or half-way between it and the base, which
+may keep more of what the tuning forgets (weights averaged as in WiSE-FT, Wortsman et al. 2022); and MAFT+'s own
+generator, which was tuned together with its tower. On the best of them Mask-Adapter is trained. All are fused as
+FC-CLIP does. Among these and the six as they are, the best stays. Means over all seeds choose, so that it is one recipe
+that wins and not one lucky run.
 
 OUT/combined/NAME-SEED    one candidate: its model, and what was tried for it
 OUT/choice.json           validation mIoU of all, and which was chosen
@@ -14,13 +15,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from torch import Tensor
 
-from lexiseg.miniature.tuning import MODEL, TRIED, Entrant, Start, assemble, tune_mask_adapter
+from lexiseg.miniature.tuning import (
+    ASSEMBLED,
+    MODEL,
+    TRIED,
+    Entrant,
+    Start,
+    assemble,
+    measured_folder,
+    tune_mask_adapter,
+)
 from lexiseg.weights.files import replacing
 from lexiseg.zoo.loading import load, settings_of
 from lexiseg.zoo.model_folder import SETTINGS_FILE, save_model_folder
@@ -34,45 +44,64 @@ TRUNKS = (TRUNK, "embedder.trunk.trunk.")
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A candidate."""
+class Candidate:
+    """What judges masks, and who draws them."""
 
     name: str
     title: str
     tuned: str
-    """The entrant its trunk is from."""
-    share: float
-    """Of the tuned weights; the rest is the base's."""
-    whole: bool
-    """Whether the rest of the model is the tuned one's too, as MAFT+ needs, or the base's."""
+    """The entrant that judges."""
+    share: float = 1.0
+    """Of its trunk; the rest is the base's."""
+    whole: bool = True
+    """Whether the model but for the trunk is the tuned one's too, as MAFT+ needs, or the base's."""
+    draws: bool = False
+    """Whether the masks are the tuned model's own, not the base's."""
+
+    def classifier(self, start: Start, out: Path) -> Path:
+        """Its folder; trunks are mixed on first use."""
+        tuned = tuned_model(self.tuned, start, out)
+        if self.share == 1 and self.whole:
+            return tuned
+        mixed = out / COMBINED / f"{self.name}-{start.seed}" / MODEL
+        return mixed if (mixed / SETTINGS_FILE).is_file() else blend(start.base, tuned, self, mixed)
 
 
-TOWERS = (
-    Tower("maftplus-half", "MAFT+, half-way from the base", "maftplus", 0.5, whole=True),
-    Tower("maskclip-pp-tower", "MaskCLIP++'s tower, photos as small as the base's", "maskclip-pp", 1.0, whole=False),
-    Tower("maskclip-pp-half", "the same, half-way from the base", "maskclip-pp", 0.5, whole=False),
+CANDIDATES = (
+    Candidate("maftplus-draws", "MAFT+ with its own masks", "maftplus", draws=True),
+    Candidate("maftplus-half", "MAFT+, half-way from the base", "maftplus", share=0.5),
+    Candidate("maskclip-pp-tower", "MaskCLIP++'s tower in the base", "maskclip-pp", whole=False),
+    Candidate("maskclip-pp-half", "the same, half-way from the base", "maskclip-pp", share=0.5, whole=False),
 )
-PLAIN = ("fcclip", "maftplus")
-"""Entrants that an adapter may stand on as they are."""
 ADAPTED = "adapted"
 
 
-def try_tower(tower: Tower, start: Start, out: Path, photos: int) -> bool:
+def tuned_model(name: str, start: Start, out: Path) -> Path:
+    """The folder of an entrant's model of this seed; the base's where it is not trained."""
+    folder = out / "tuned" / f"{name}-{start.seed}" / MODEL
+    return folder if (folder / SETTINGS_FILE).is_file() else start.base
+
+
+def try_candidate(candidate: Candidate, start: Start, out: Path, photos: int) -> bool:
     """A candidate with the measures that are taken of it; see `tuning.assemble`."""
-    folder = out / COMBINED / f"{tower.name}-{start.seed}"
-    if not (folder / MODEL / SETTINGS_FILE).is_file():
-        blend(start.base, out / "tuned" / f"{tower.tuned}-{start.seed}" / MODEL, tower, folder / MODEL)
-    assemble(start, folder / MODEL, folder, photos)
+    classifier = candidate.classifier(start, out)
+    measure(candidate, classifier, start, out, photos)
     return True
 
 
-def blend(base: Path, tuned: Path, tower: Tower, folder: Path) -> Path:
+def measure(candidate: Candidate, classifier: Path, start: Start, out: Path, photos: int) -> None:
+    folder = out / COMBINED / f"{candidate.name}-{start.seed}"
+    generator = classifier if candidate.draws else start.base
+    assemble(start, classifier, folder, photos, generator)
+
+
+def blend(base: Path, tuned: Path, candidate: Candidate, folder: Path) -> Path:
     """A model folder with a mean of two trunks."""
-    host, settings = load(tuned if tower.whole else base), settings_of(tuned if tower.whole else base)
+    host, settings = load(tuned if candidate.whole else base), settings_of(tuned if candidate.whole else base)
     state: dict[str, Tensor] = dict(host.system.state_dict())
     first, second = (trunk_of(load(model).system.state_dict()) for model in (base, tuned))
     for name, weight in first.items():
-        state[TRUNK + name] = weight.lerp(second[name], tower.share) if weight.is_floating_point() else second[name]
+        state[TRUNK + name] = weight.lerp(second[name], candidate.share) if weight.is_floating_point() else second[name]
     return save_model_folder(
         folder,
         state,
@@ -83,7 +112,7 @@ def blend(base: Path, tuned: Path, tower: Tower, folder: Path) -> Path:
         canvas=host.canvas,
         outputs=host.outputs,
         training_phrases=host.training_phrases,
-        card={"title": tower.title},
+        card={"title": candidate.title},
     )
 
 
@@ -96,21 +125,20 @@ def trunk_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     raise ValueError(f"a model without a trunk at {' or '.join(TRUNKS)}")
 
 
-def best_tower(out: Path, seeds: int) -> str:
-    return max((*(tower.name for tower in TOWERS), *PLAIN), key=lambda name: fmean(validated(name, out, seeds)))
+def best_candidate(entrants: Sequence[Entrant], out: Path, seeds: int) -> Candidate:
+    """On which an adapter is tried: the best that has none."""
+    plain = tuple(Candidate(name, titles(entrants)[name], name) for name in ("fcclip", "maftplus"))
+    return max((*CANDIDATES, *plain), key=lambda one: fmean(validated(one.name, out, seeds)))
 
 
-def try_adapter(name: str, start: Start, out: Path, photos: int) -> bool:
-    """Mask-Adapter on the tower `name`, likewise; whether its training is complete."""
-    folder = out / COMBINED / f"{ADAPTED}-{start.seed}"
-    below = next(
-        model
-        for model in (out / place / f"{name}-{start.seed}" / MODEL for place in (COMBINED, "tuned"))
-        if (model / SETTINGS_FILE).is_file()
-    )
-    if not (folder / MODEL / SETTINGS_FILE).is_file() and not tune_mask_adapter(start, folder, below):
+def try_adapter(below: Candidate, start: Start, out: Path, photos: int) -> bool:
+    """Mask-Adapter on a candidate, likewise; whether its training is complete."""
+    adapted = out / COMBINED / f"{ADAPTED}-{start.seed}" / MODEL
+    if not (adapted / SETTINGS_FILE).is_file() and not tune_mask_adapter(
+        start, adapted.parent, below.classifier(start, out)
+    ):
         return False
-    assemble(start, folder / MODEL, folder, photos)
+    measure(replace(below, name=ADAPTED), adapted, start, out, photos)
     return True
 
 
@@ -125,11 +153,11 @@ def validated(name: str, out: Path, seeds: int) -> list[float]:
     return found
 
 
-def choose(tower: str, entrants: Sequence[Entrant], out: Path, seeds: int) -> None:
+def choose(below: Candidate, entrants: Sequence[Entrant], out: Path, seeds: int) -> None:
     """Writes choice.json: what was tried, and the best of it. Once chosen, it stays."""
     if (out / CHOICE).is_file():
         return
-    candidates = titles(entrants) | {ADAPTED: f"Mask-Adapter on: {titles(entrants)[tower]}"}
+    candidates = titles(entrants) | {ADAPTED: f"Mask-Adapter on: {below.title}"}
     of_seeds = {name: validated(name, out, seeds) for name in candidates}
     tried = {name: round(fmean(numbers), 2) for name, numbers in of_seeds.items() if numbers}
     chosen = max(tried, key=tried.__getitem__)
@@ -145,20 +173,17 @@ def choose(tower: str, entrants: Sequence[Entrant], out: Path, seeds: int) -> No
 def titles(entrants: Sequence[Entrant]) -> dict[str, str]:
     """Of all that can be chosen but for the adapter."""
     systems = {entrant.name: entrant.title for entrant in entrants if entrant.variant_of is None}
-    return systems | {tower.name: tower.title for tower in TOWERS}
+    return systems | {candidate.name: candidate.title for candidate in CANDIDATES}
 
 
-def take_chosen(start: Start, out: Path) -> bool:
-    """The classifier of the chosen candidate, of this seed or, where that has one only, of the first."""
-    root = out.parent.parent
-    chosen = json.loads((root / CHOICE).read_text(encoding="utf-8"))["chosen"]
-    for seed in (start.seed, 0):
-        for folder in (root / COMBINED / f"{chosen}-{seed}", root / "tuned" / f"{chosen}-{seed}"):
-            if (folder / MODEL / SETTINGS_FILE).is_file():
-                shutil.copytree(folder / MODEL, out / MODEL, dirs_exist_ok=True)
-                return True
-    shutil.copytree(start.base, out / MODEL, dirs_exist_ok=True)
-    return True
+def take_chosen(start: Start, out: Path) -> Path:
+    """The chosen model of this seed or, where there is one only, of the first, as the one that is measured."""
+    chosen = json.loads((out / CHOICE).read_text(encoding="utf-8"))["chosen"]
+    folders = (out / place / f"{chosen}-{seed}" for seed in (start.seed, 0) for place in (COMBINED, ASSEMBLED))
+    found = next(folder for folder in folders if (folder / TRIED).is_file())
+    measured = measured_folder(LEXISEG_MINI.name, start.seed, out)
+    shutil.copytree(found / found.name, measured, dirs_exist_ok=True)
+    return measured
 
 
-LEXISEG_MINI = Entrant("lexiseg-mini", "lexiseg-mini", take_chosen)
+LEXISEG_MINI = Entrant("lexiseg-mini", "lexiseg-mini", ready=take_chosen)

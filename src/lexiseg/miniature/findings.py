@@ -194,10 +194,8 @@ def told(finding: Finding) -> dict[str, Any]:
 
 
 def measured_beside(answers: Sequence[Evaluation]) -> dict[str, Any]:
-    """Seconds, memory, and what else a question measures: means over seeds."""
-    beside: dict[str, Any] = {"seconds_per_photo": round(fmean(one.seconds_per_photo for one in answers), 3)}
-    memory = [one.peak_memory_mb for one in answers if one.peak_memory_mb is not None]
-    beside["peak_memory_mb"] = round(max(memory)) if memory else None
+    """What else a question measures: means over seeds."""
+    beside: dict[str, Any] = {}
     semantic = [one.semantic for one in answers if one.semantic is not None]
     if semantic:
         beside["pixel_accuracy"] = round(100 * fmean(one.pixel_accuracy for one in semantic), 2)

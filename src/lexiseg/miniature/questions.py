@@ -35,15 +35,15 @@ DRIVES = (
 RARE = ("horse", "mountain")
 
 QUESTIONS = (
-    Question("Z1", "streets never trained on", "labelmefacade", "test", photos=200),
-    Question("Z1-syn", "the same under names never trained on", "labelmefacade", "test", words=FACADES, photos=100),
-    Question("Z1-masks", "its true masks named", "labelmefacade", "test", given_masks="classes", photos=200),
+    Question("Z1", "streets never trained on", "labelmefacade", "test", photos=120),
+    Question("Z1-syn", "the same under names never trained on", "labelmefacade", "test", words=FACADES, photos=60),
+    Question("Z1-masks", "its true masks named", "labelmefacade", "test", given_masks="classes", photos=120),
     Question("Z2", "objects, five of 23 classes hidden", "msrc", "test", left_out=RARE),
     Question("Z2-masks", "its true masks named", "msrc", "test", given_masks="classes", left_out=RARE),
     Question("Z3", "133 classes", "coco_panoptic", "val", measures=("miou", "pq")),
     Question("Z3-masks", "its true regions named", "coco_panoptic", "val", given_masks="regions"),
-    Question("S", "streets, other photos of the training films", "camvid", "test", photos=100),
-    Question("S-syn", "the same under names never trained on", "camvid", "test", words=DRIVES, photos=100),
+    Question("S", "streets, other photos of the training films", "camvid", "test", photos=60),
+    Question("S-syn", "the same under names never trained on", "camvid", "test", words=DRIVES, photos=60),
 )
 
 SEEN, UNSEEN = "seen", "unseen"

@@ -7,6 +7,7 @@ OUT/tuned       one folder per system and seed: its training
 OUT/systems     one folder per system and seed: the model that is measured, and what was tried for it
 OUT/combined    one folder per candidate and seed for lexiseg-mini; OUT/choice.json has the one that was chosen
 OUT/answers     one folder per question: records and numbers
+OUT/costs.json  seconds and memory of every system
 OUT/findings.json, OUT/mini-benchmark.md
 """
 
@@ -17,7 +18,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +26,21 @@ import torch
 
 from lexiseg.evaluation import Candidate, Evaluation, Plan, candidate_of, evaluate
 from lexiseg.miniature import base, combining, material
+from lexiseg.miniature.costs import Cost, costs
 from lexiseg.miniature.findings import tabulate
 from lexiseg.miniature.questions import QUESTIONS, Question
 from lexiseg.miniature.report import report
-from lexiseg.miniature.tuning import ENTRANTS, MODEL, Entrant, Start, assemble, mined, shared_transformer
+from lexiseg.miniature.tuning import (
+    ASSEMBLED,
+    ENTRANTS,
+    MODEL,
+    Entrant,
+    Start,
+    assemble,
+    measured_folder,
+    mined,
+    shared_transformer,
+)
 from lexiseg.segmenter import Segmenter
 from lexiseg.train.lexicon import load_lexicon
 from lexiseg.zoo.model_folder import SETTINGS_FILE
@@ -98,6 +110,7 @@ def run(
     )
     if complete:
         findings = tabulate(competition.answers(entrants), entrants, questions)
+        findings["costs"] = {name: asdict(cost) for name, cost in competition.costs(entrants).items()}
         findings["choice"] = json.loads((out / combining.CHOICE).read_text(encoding="utf-8"))
         (out / "findings.json").write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
         (out / "mini-benchmark.md").write_text(report(findings), encoding="utf-8")
@@ -139,30 +152,36 @@ class _Competition:
     def combine(self) -> bool:
         """The candidates for lexiseg-mini, and the choice among them; see `combining`."""
         photos, seeds = self.extent.judged_photos, self.extent.seeds
-        towers: list[Work] = [
-            partial(combining.try_tower, tower, start, self.out, photos)
+        candidates: list[Work] = [
+            partial(combining.try_candidate, candidate, start, self.out, photos)
             for start in self.starts
-            for tower in combining.TOWERS
+            for candidate in combining.CANDIDATES
         ]
-        if not self.side_by_side(towers):
+        if not self.side_by_side(candidates):
             return False
-        best = combining.best_tower(self.out, seeds)
+        best = combining.best_candidate(ENTRANTS, self.out, seeds)
         # On the base itself an adapter stands already: the entrant mask-adapter.
         adapters: list[Work] = [
             partial(combining.try_adapter, best, start, self.out, photos)
-            for start in (self.starts if best != "fcclip" else ())
+            for start in (self.starts if best.name != "fcclip" else ())
         ]
         complete = self.side_by_side(adapters)
         if complete:
             combining.choose(best, ENTRANTS, self.out, seeds)
         return complete
 
+    def costs(self, entrants: Sequence[Entrant]) -> dict[str, Cost]:
+        """Of the systems, each as the first seed made it."""
+        systems = [entrant.name for entrant in entrants if entrant.variant_of is None]
+        models = {name: measured_folder(name, self.starts[0].seed, self.out) for name in systems}
+        return costs(models, self.data, self.out)
+
     def answers(self, entrants: Sequence[Entrant]) -> dict[tuple[str, str], list[Evaluation]]:
         """Of every entrant to every question, seed by seed; all photos have been looked at before."""
         found: dict[tuple[str, str], list[Evaluation]] = {}
         for entrant in entrants:
             for start in self.starts if entrant.trained else self.starts[:1]:
-                model = measured_folder(entrant, start, self.out)
+                model = measured_folder(entrant.name, start.seed, self.out)
                 candidate = candidate_of(Segmenter.from_pretrained(model, "cpu"))
                 for question in self.questions:
                     if entrant.answers(question):
@@ -179,7 +198,7 @@ def _answer(
     entrant: Entrant, start: Start, data: Path, out: Path, extent: Extent, questions: Sequence[Question]
 ) -> bool:
     """Asks an entrant of one seed all its questions."""
-    candidate = candidate_of(Segmenter.from_pretrained(measured_folder(entrant, start, out), "cpu"))
+    candidate = candidate_of(Segmenter.from_pretrained(measured_folder(entrant.name, start.seed, out), "cpu"))
     for question in questions:
         if _late(start.deadline):
             return False
@@ -188,16 +207,12 @@ def _answer(
     return True
 
 
-def measured_folder(entrant: Entrant, start: Start, out: Path) -> Path:
-    """Where the model lies that is measured; its name is the name of the folder."""
-    name = f"{entrant.name}-{start.seed}"
-    return out / "systems" / name / name
-
-
 def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | None:
     """The model of an entrant and a seed; None where time has run out before it was complete."""
     if _late(start.deadline):
         return None
+    if entrant.ready is not None:
+        return entrant.ready(start, out)
     name = f"{entrant.name}-{start.seed}"
     tuned = out / "tuned" / name
     if entrant.tune is None:
@@ -207,7 +222,7 @@ def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | No
         if not (classifier / SETTINGS_FILE).is_file() and not entrant.tune(start, tuned):
             return None
     # Variants name true masks alone, for which the weight does not matter.
-    return assemble(start, classifier, out / "systems" / name, 0 if entrant.variant_of else extent.judged_photos)
+    return assemble(start, classifier, out / ASSEMBLED / name, 0 if entrant.variant_of else extent.judged_photos)
 
 
 def ask(question: Question, candidate: Candidate, data: Path, out: Path, extent: Extent) -> Evaluation:

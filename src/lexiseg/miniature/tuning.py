@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.evaluation import evaluate_model
+from lexiseg.images import Canvas
 from lexiseg.miniature.base import WEIGHT
 from lexiseg.miniature.material import CAPTIONED, TOGETHER, open_package
 from lexiseg.miniature.questions import Question
@@ -29,7 +30,7 @@ from lexiseg.scoring.fusion import GeometricEnsemble
 from lexiseg.segmenter import Segmenter
 from lexiseg.system import System
 from lexiseg.train.recipes import maft, maftplus, mask_adapter, maskclip_pp, ovseg, tiny_vit
-from lexiseg.train.recipes.embedded import CANVAS, OUTPUTS
+from lexiseg.train.recipes.embedded import OUTPUTS
 from lexiseg.types import Images, Proposals, Scores, TextBank
 from lexiseg.weights.files import replacing
 from lexiseg.zoo.loading import compose_folder, load, settings_of
@@ -37,10 +38,15 @@ from lexiseg.zoo.model_folder import SETTINGS_FILE, save_model_folder
 
 MODEL = "model"
 """The folder in which every training leaves its model."""
+ASSEMBLED = "systems"
+"""The folder of the models that are measured."""
 TRIED = "tried.json"
 """The weights of the verdict that were tried, and the one that is used."""
+CANVAS = Canvas(short_edge=256, long_edge=384, multiple=32)
+"""For all systems alike, and for MAFT+'s training. On validation photos the base does better at this size than at the
+360 x 600 of the embedded models."""
 CROP_SIDE = 96
-"""Of masked crops, pixels: photos are at most 480 long."""
+"""Of masked crops, pixels."""
 WEIGHTS = (0.25, 0.5, 0.75)
 """Of the classifier's verdict, tried out."""
 JUDGES = ("camvid", "msrc")
@@ -79,7 +85,14 @@ Tuning = Callable[[Start, Path], bool]
 
 def tune_maftplus(start: Start, out: Path) -> bool:
     return maftplus.train_package(
-        start.together, out, steps=start.steps(240), batch=2, short_edge=256, long_edge=384, points=2048, **start.common
+        start.together,
+        out,
+        steps=start.steps(960),
+        batch=2,
+        short_edge=CANVAS.short_edge,
+        long_edge=CANVAS.long_edge,
+        points=2048,
+        **start.common,
     )
 
 
@@ -106,13 +119,14 @@ def tune_mask_adapter(start: Start, out: Path, below: Path | None = None) -> boo
     return mask_adapter.train_package(
         start.together,
         out,
-        warmup_steps=start.steps(240),
+        warmup_steps=start.steps(400),
         warmup_batch=4,
         warmup_crop=192,
         steps=start.steps(60),
         batch=2,
         crop=256,
         adapter_width=48,
+        learning_rate=1e-3,
         **start.common | ({} if below is None else {"start": str(below)}),
     )
 
@@ -121,7 +135,7 @@ def tune_maskclip_pp(start: Start, out: Path, alignment: str = "on") -> bool:
     report = maskclip_pp.train_masks(
         start.together,
         out,
-        steps=start.steps(160),
+        steps=start.steps(320),
         batch=4,
         crop=224,
         smallest_scale=0.6,
@@ -138,8 +152,8 @@ def tune_ovseg(start: Start, out: Path, order: str = "full-prompts") -> bool:
         pairs,
         out,
         order=order,
-        epochs=start.share,
-        prompt_epochs=start.share,
+        epochs=4 * start.share,
+        prompt_epochs=4 * start.share,
         batch=32,
         learning_rate=1e-4,
         prompt_learning_rate=0.02,
@@ -179,9 +193,10 @@ def tune_maft(start: Start, out: Path) -> bool:
         out,
         start=str(teacher),
         masks=str(start.base),
-        steps=start.steps(200),
-        batch=4,
+        steps=start.steps(400),
+        batch=8,
         crop=192,
+        learning_rate=3e-4,
         seed=start.seed,
         deadline=start.deadline,
     )
@@ -221,6 +236,8 @@ class Entrant:
     """Variants are asked to name true masks, nothing else."""
     trained: bool = True
     """What was not trained has one seed."""
+    ready: Callable[[Start, Path], Path] | None = None
+    """Makes the model that is measured in the benchmark's folder, in the place of training and assembling."""
     after: str | None = None
     """The entrant whose model this one is made of."""
 
@@ -244,31 +261,38 @@ ENTRANTS = (
 """The systems and their variants."""
 
 
-def assemble(start: Start, tuned: Path, out: Path, photos: int) -> Path:
-    """The base's generator before a tuned classifier: a model folder in `out`, with what was tried in out/tried.json.
+def measured_folder(name: str, seed: int, out: Path) -> Path:
+    """Where the model of an entrant lies that is measured; its name is the name of the folder."""
+    return out / ASSEMBLED / f"{name}-{seed}" / f"{name}-{seed}"
 
-    photos: of each judge, for the choice of the weight; with 0 nothing is tried. With given masks it does not matter.
+
+def assemble(start: Start, tuned: Path, out: Path, photos: int, generator: Path | None = None) -> Path:
+    """A generator, the base's by default, before a tuned classifier: a model folder in `out`, named like it.
+
+    What was tried is in out/tried.json. photos: of each judge, for the choice of the weight; with 0 nothing is tried.
+    With given masks it does not matter.
     """
+    drawn = start.base if generator is None else generator
     tried = out / TRIED
     if not tried.is_file():
-        means = validation_miou(start, tuned, photos) if photos else {}
+        means = validation_miou(start.material, drawn, tuned, photos) if photos else {}
         chosen = max(means, key=means.__getitem__, default=WEIGHT)
         pair: dict[str, Any] = {"alpha": chosen, "beta": chosen, "canvas": CANVAS, "outputs": OUTPUTS}
-        compose_folder(out / out.name, start.base, tuned, **pair)
+        compose_folder(out / out.name, drawn, tuned, **pair)
         shown = {str(weight): round(100 * mean, 2) for weight, mean in means.items()}
         with replacing(tried) as temporary:
             temporary.write_text(json.dumps({"weight": chosen, "validation mIoU": shown}) + "\n", encoding="utf-8")
     return out / out.name
 
 
-def validation_miou(start: Start, tuned: Path, photos: int) -> dict[float, float]:
+def validation_miou(material: Path, generator: Path, tuned: Path, photos: int) -> dict[float, float]:
     """Weight -> mean over the judges of the mIoU, 0..1. Every photo is read once for all weights."""
     pair: dict[str, Any] = {"alpha": WEIGHT, "beta": WEIGHT, "canvas": CANVAS, "outputs": OUTPUTS}
-    composed = Segmenter.compose(start.base, tuned, "cpu", **pair).model
+    composed = Segmenter.compose(generator, tuned, "cpu", **pair).model
     system, fuse = ReadOnce(composed.system), composed.system.fuse
     assert isinstance(fuse, GeometricEnsemble)  # the base's generator knows classes
     segmenter = Segmenter(replace(composed, system=system), "cpu")
-    packages = [open_package(start.material, judge) for judge in JUDGES]
+    packages = [open_package(material, judge) for judge in JUDGES]
     means = {}
     for weight in WEIGHTS:
         fuse.alpha = fuse.beta = weight
