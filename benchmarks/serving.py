@@ -313,7 +313,8 @@ def main() -> int:
     print(f"{options.requests} requests in {report.seconds:.0f} s, {report.answered} answered in full")
     for name, count in sorted(report.statuses.items()):
         print(f"  {name:28} {count}")
-    print(f"memory: {report.memory_mb[0]:.0f} MB to {report.memory_mb[-1]:.0f} MB, growth {report.growth:.1%}")
+    steps = [report.memory_mb[len(report.memory_mb) * eighth // 8 - 1] for eighth in range(1, 9)]
+    print(f"memory, MB, eighth by eighth: {', '.join(f'{step:.0f}' for step in steps)}; growth {report.growth:.1%}")
     print(f"mistakes: {len(report.mistakes)}", *report.mistakes[:20], sep="\n  ")
     good = alive and not report.mistakes and report.growth < 0.1 and many >= 1.5 * alone
     print("good" if good else "NOT good")
