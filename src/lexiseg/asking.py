@@ -73,7 +73,8 @@ class Encoded(Generic[_T]):
 
     def clear(self) -> None:
         """Forgets all."""
-        self._made.clear()
+        with self._lock:
+            self._made.clear()
 
 
 def is_one(images: object) -> bool:

@@ -29,6 +29,7 @@ from lexiseg.miniature.tuning import (
     Start,
     assemble,
     measured_folder,
+    training_folder,
     tune_mask_adapter,
 )
 from lexiseg.weights.files import replacing
@@ -58,12 +59,16 @@ class Candidate:
     draws: bool = False
     """Whether the masks are the tuned model's own, not the base's."""
 
+    def folder(self, start: Start, out: Path) -> Path:
+        """Of all that is made for it."""
+        return out / COMBINED / f"{self.name}-{start.seed}"
+
     def classifier(self, start: Start, out: Path) -> Path:
-        """Its folder; trunks are mixed on first use."""
+        """The folder of what judges; trunks are mixed on first use."""
         tuned = tuned_model(self.tuned, start, out)
         if self.share == 1 and self.whole:
             return tuned
-        mixed = out / COMBINED / f"{self.name}-{start.seed}" / MODEL
+        mixed = self.folder(start, out) / MODEL
         return mixed if (mixed / SETTINGS_FILE).is_file() else blend(start.base, tuned, self, mixed)
 
 
@@ -78,7 +83,7 @@ ADAPTED = "adapted"
 
 def tuned_model(name: str, start: Start, out: Path) -> Path:
     """The folder of an entrant's model of this seed; the base's where it is not trained."""
-    folder = out / "tuned" / f"{name}-{start.seed}" / MODEL
+    folder = training_folder(name, start.seed, out) / MODEL
     return folder if (folder / SETTINGS_FILE).is_file() else start.base
 
 
@@ -90,9 +95,9 @@ def try_candidate(candidate: Candidate, start: Start, out: Path, photos: int) ->
 
 
 def measure(candidate: Candidate, classifier: Path, start: Start, out: Path, photos: int) -> None:
-    folder = out / COMBINED / f"{candidate.name}-{start.seed}"
+    """Sets a classifier behind the candidate's generator, which with `draws` is the classifier's own."""
     generator = classifier if candidate.draws else start.base
-    assemble(start, classifier, folder, photos, generator)
+    assemble(start, classifier, candidate.folder(start, out), photos, generator)
 
 
 def blend(base: Path, tuned: Path, candidate: Candidate, folder: Path) -> Path:
@@ -133,12 +138,13 @@ def best_candidate(entrants: Sequence[Entrant], out: Path, seeds: int) -> Candid
 
 def try_adapter(below: Candidate, start: Start, out: Path, photos: int) -> bool:
     """Mask-Adapter on a candidate, likewise; whether its training is complete."""
-    adapted = out / COMBINED / f"{ADAPTED}-{start.seed}" / MODEL
+    candidate = replace(below, name=ADAPTED)
+    adapted = candidate.folder(start, out) / MODEL
     if not (adapted / SETTINGS_FILE).is_file() and not tune_mask_adapter(
         start, adapted.parent, below.classifier(start, out)
     ):
         return False
-    measure(replace(below, name=ADAPTED), adapted, start, out, photos)
+    measure(candidate, adapted, start, out, photos)
     return True
 
 
@@ -146,7 +152,7 @@ def validated(name: str, out: Path, seeds: int) -> list[float]:
     """The validation mIoU of a candidate or an entrant, percent, with the best weight tried, of every seed it has."""
     found = []
     for seed in range(seeds):
-        for place in (COMBINED, "systems"):
+        for place in (COMBINED, ASSEMBLED):
             tried = out / place / f"{name}-{seed}" / TRIED
             if tried.is_file():
                 found.append(max(json.loads(tried.read_text(encoding="utf-8"))["validation mIoU"].values()))

@@ -31,7 +31,6 @@ from lexiseg.miniature.findings import tabulate
 from lexiseg.miniature.questions import QUESTIONS, Question
 from lexiseg.miniature.report import report
 from lexiseg.miniature.tuning import (
-    ASSEMBLED,
     ENTRANTS,
     MODEL,
     Entrant,
@@ -40,6 +39,7 @@ from lexiseg.miniature.tuning import (
     measured_folder,
     mined,
     shared_transformer,
+    training_folder,
 )
 from lexiseg.segmenter import Segmenter
 from lexiseg.train.lexicon import load_lexicon
@@ -213,8 +213,7 @@ def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | No
         return None
     if entrant.ready is not None:
         return entrant.ready(start, out)
-    name = f"{entrant.name}-{start.seed}"
-    tuned = out / "tuned" / name
+    tuned = training_folder(entrant.name, start.seed, out)
     if entrant.tune is None:
         classifier = start.base
     else:
@@ -222,7 +221,8 @@ def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | No
         if not (classifier / SETTINGS_FILE).is_file() and not entrant.tune(start, tuned):
             return None
     # Variants name true masks alone, for which the weight does not matter.
-    return assemble(start, classifier, out / ASSEMBLED / name, 0 if entrant.variant_of else extent.judged_photos)
+    measured = measured_folder(entrant.name, start.seed, out)
+    return assemble(start, classifier, measured.parent, 0 if entrant.variant_of else extent.judged_photos)
 
 
 def ask(question: Question, candidate: Candidate, data: Path, out: Path, extent: Extent) -> Evaluation:

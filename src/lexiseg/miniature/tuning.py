@@ -261,6 +261,11 @@ ENTRANTS = (
 """The systems and their variants."""
 
 
+def training_folder(name: str, seed: int, out: Path) -> Path:
+    """Where an entrant is trained; its model is in `MODEL` there."""
+    return out / "tuned" / f"{name}-{seed}"
+
+
 def measured_folder(name: str, seed: int, out: Path) -> Path:
     """Where the model of an entrant lies that is measured; its name is the name of the folder."""
     return out / ASSEMBLED / f"{name}-{seed}" / f"{name}-{seed}"
