@@ -21,6 +21,8 @@ def test_systems_take_turns(package: Path, tmp_path: Path, monkeypatch: pytest.M
     assert list(found) == ["one", "other"] and found["one"].times_first == 1
     assert all(cost.seconds > 0 and (cost.peak_memory_mb or 0) > 100 for cost in found.values())
     written = json.loads((tmp_path / COSTS).read_text())
-    written["other"]["seconds"] = 7.0
+    written["costs"]["other"]["seconds"] = 7.0
     (tmp_path / COSTS).write_text(json.dumps(written))
     assert costs(models, data, tmp_path)["other"].seconds == 7  # read, not measured again
+    models["other"] = toy_model(tmp_path / "trained further", "fcclip", seed=1)
+    assert costs(models, data, tmp_path)["other"].seconds < 7  # another model by the same name: measured anew

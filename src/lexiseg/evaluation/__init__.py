@@ -16,6 +16,7 @@ from lexiseg.evaluation.running import (
     evaluate_model,
     evaluate_with_workers,
     own_device,
+    record,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "evaluate_model",
     "evaluate_with_workers",
     "own_device",
+    "record",
 ]

@@ -129,17 +129,42 @@ def evaluate(
             if share.processes > 1:
                 raise EvaluationError("several processes need a folder in which they find each other's records (--out)")
             out = stack.enter_context(tempfile.TemporaryDirectory())
-        folder = record_folder(out, candidate.name, data, plan)
-        _same_run(folder.path, _settings(candidate, data, plan), candidate.name)
         with _bar(len(plan.ids), f"{candidate.name} on {data.name}", progress and share.rank == 0) as bar:
             # Of other processes nothing is heard here; they are about as far.
-            _write_records(
-                candidate, data, plan, folder, share, lambda more: _move_to(bar, bar.n + more * share.processes)
+            folder = record(
+                candidate, data, plan, out, share, lambda more: _move_to(bar, bar.n + more * share.processes)
             )
         if share.rank > 0:
             return None
-        records = _all_records(folder, plan)
-        return evaluation_of(records, data, plan, candidate)
+        return evaluation_of(_all_records(folder, plan), data, plan, candidate)
+
+
+def record(
+    candidate: Candidate,
+    data: LabelledPhotos,
+    plan: Plan,
+    out: Path | str,
+    share: Share | None = None,
+    done: Callable[[int], None] | None = None,
+) -> RecordFolder:
+    """The first half of `evaluate`: looks at the photos of a share that nobody has looked at; no numbers yet.
+
+    done: told how many photos have a record now, of this share and, once, of all of an earlier run.
+    """
+    share, folder = share or Share(), record_folder(out, candidate.name, data, plan)
+    _same_run(folder.path, _settings(candidate, data, plan), candidate.name)
+    recorded = folder.read(plan.ids)
+    if done is not None and share.rank == 0:
+        done(len(recorded))
+    first = True
+    with folder.writer(share.rank) as writer:
+        for id in share.of(plan.ids):
+            if id not in recorded:
+                writer.add(look_at(candidate, data, id, plan.look, first))
+                first = False
+                if done is not None:
+                    done(1)
+    return folder
 
 
 def evaluate_model(
@@ -224,9 +249,7 @@ def _work(job: _Job) -> Candidate:
     torch.set_num_threads(job.threads)
     segmenter = Segmenter.from_pretrained(job.model, own_device(job.device, job.share))
     candidate, data = candidate_of(segmenter), LabelledPhotos(job.data)
-    folder = record_folder(job.out, candidate.name, data, job.plan)
-    _same_run(folder.path, _settings(candidate, data, job.plan), candidate.name)
-    _write_records(candidate, data, job.plan, folder, job.share, _count)
+    record(candidate, data, job.plan, job.out, job.share, _count)
     return replace(candidate, predict=_nothing, classify_masks=None)  # what has a model in it stays here
 
 
@@ -254,27 +277,6 @@ def own_device(device: str, share: Share) -> str:
     if chosen.type == "cuda" and chosen.index is None and share.processes > 1:
         return f"cuda:{share.rank % torch.cuda.device_count()}"
     return str(chosen)
-
-
-def _write_records(
-    candidate: Candidate,
-    data: LabelledPhotos,
-    plan: Plan,
-    folder: RecordFolder,
-    share: Share,
-    done: Callable[[int], None],
-) -> None:
-    """`done` is told how many photos have a record now, of this share and, once, of all of an earlier run."""
-    recorded = folder.read(plan.ids)
-    if share.rank == 0:
-        done(len(recorded))
-    first = True
-    with folder.writer(share.rank) as writer:
-        for id in share.of(plan.ids):
-            if id not in recorded:
-                writer.add(look_at(candidate, data, id, plan.look, first))
-                done(1)
-                first = False
 
 
 def _all_records(folder: RecordFolder, plan: Plan) -> list[PhotoRecord]:

@@ -6,6 +6,7 @@ what else the machine does meanwhile falls on all of them alike, and ratios can 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import time
@@ -19,7 +20,7 @@ from lexiseg.evaluation.looking import peak_memory_mb
 from lexiseg.miniature.material import open_package
 from lexiseg.segmenter import Segmenter
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.weights.files import replacing
+from lexiseg.weights.files import replacing, sha256_of
 
 COSTS = "costs.json"
 TURNS = 3
@@ -40,12 +41,13 @@ class Cost:
 
 
 def costs(models: Mapping[str, Path], data: Path, out: Path) -> dict[str, Cost]:
-    """models: name -> model folder, the one to compare with first. Read from out/costs.json where that knows all."""
+    """models: name -> model folder, the one to compare with first. Read from out/costs.json where that is of them."""
     written = out / COSTS
+    digests = {name: digest_of(folder) for name, folder in models.items()}
     if written.is_file():
-        known = {name: Cost(**told) for name, told in json.loads(written.read_text(encoding="utf-8")).items()}
-        if list(known) == list(models):
-            return known
+        known = json.loads(written.read_text(encoding="utf-8"))
+        if known.get("models") == digests:
+            return {name: Cost(**known["costs"][name]) for name in models}
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as alone:
         turns = [
@@ -60,9 +62,16 @@ def costs(models: Mapping[str, Path], data: Path, out: Path) -> dict[str, Cost]:
         peak = None if None in memory else round(max(number for number in memory if number is not None))
         found[name] = Cost(round(seconds, 3), round(median(ratios), 2), peak)
     with replacing(written) as temporary:
-        content = {name: asdict(cost) for name, cost in found.items()}
+        content = {"models": digests, "costs": {name: asdict(cost) for name, cost in found.items()}}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files in a model folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    told = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def look(model: Path, data: Path) -> tuple[list[float], float | None]:

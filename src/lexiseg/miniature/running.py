@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from lexiseg.evaluation import Candidate, Evaluation, Plan, candidate_of, evaluate
+from lexiseg.data.packages import LabelledPhotos
+from lexiseg.evaluation import Candidate, Evaluation, Plan, candidate_of, evaluate, record
 from lexiseg.miniature import base, combining, material
 from lexiseg.miniature.costs import Cost, costs
 from lexiseg.miniature.findings import tabulate
@@ -177,7 +178,7 @@ class _Competition:
         return costs(models, self.data, self.out)
 
     def answers(self, entrants: Sequence[Entrant]) -> dict[tuple[str, str], list[Evaluation]]:
-        """Of every entrant to every question, seed by seed; all photos have been looked at before."""
+        """The numbers of every entrant for every question, seed by seed; all photos have been looked at before."""
         found: dict[tuple[str, str], list[Evaluation]] = {}
         for entrant in entrants:
             for start in self.starts if entrant.trained else self.starts[:1]:
@@ -185,9 +186,17 @@ class _Competition:
                 candidate = candidate_of(Segmenter.from_pretrained(model, "cpu"))
                 for question in self.questions:
                     if entrant.answers(question):
-                        answer = ask(question, candidate, self.data, self.out, self.extent)
-                        found.setdefault((entrant.name, question.key), []).append(answer)
+                        found.setdefault((entrant.name, question.key), []).append(self.answer(question, candidate))
         return found
+
+    def answer(self, question: Question, candidate: Candidate) -> Evaluation:
+        """To one question."""
+        photos, plan = asked(question, self.data, self.extent)
+        folder = answer_folder(question, self.out)
+        answer = evaluate(candidate, photos, plan, out=folder, progress=False)
+        assert answer is not None  # this is the first process
+        answer.save(folder)
+        return answer
 
 
 def _run(part: Work) -> object:
@@ -197,13 +206,14 @@ def _run(part: Work) -> object:
 def _answer(
     entrant: Entrant, start: Start, data: Path, out: Path, extent: Extent, questions: Sequence[Question]
 ) -> bool:
-    """Asks an entrant of one seed all its questions."""
+    """Has an entrant of one seed look at the photos of all its questions."""
     candidate = candidate_of(Segmenter.from_pretrained(measured_folder(entrant.name, start.seed, out), "cpu"))
     for question in questions:
         if _late(start.deadline):
             return False
         if entrant.answers(question):
-            ask(question, candidate, data, out, extent)
+            photos, plan = asked(question, data, extent)
+            record(candidate, photos, plan, answer_folder(question, out))
     return True
 
 
@@ -225,10 +235,10 @@ def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | No
     return assemble(start, classifier, measured.parent, 0 if entrant.variant_of else extent.judged_photos)
 
 
-def ask(question: Question, candidate: Candidate, data: Path, out: Path, extent: Extent) -> Evaluation:
-    """The records of photos that were looked at before are read."""
+def asked(question: Question, data: Path, extent: Extent) -> tuple[LabelledPhotos, Plan]:
+    """What a question is asked of."""
     photos = material.open_package(data, question.package)
-    plan = Plan.of(
+    return photos, Plan.of(
         photos,
         split=question.split,
         words=list(question.words) or None,
@@ -236,11 +246,11 @@ def ask(question: Question, candidate: Candidate, data: Path, out: Path, extent:
         measures=None if question.given_masks else question.measures,
         given_masks=question.given_masks,
     )
-    folder = out / "answers" / question.key
-    answer = evaluate(candidate, photos, plan, out=folder, progress=False)
-    assert answer is not None  # this is the first process
-    answer.save(folder)
-    return answer
+
+
+def answer_folder(question: Question, out: Path) -> Path:
+    """Of the records and numbers of all entrants."""
+    return out / "answers" / question.key
 
 
 def _late(deadline: float | None) -> bool:
