@@ -81,7 +81,12 @@ def test_tables(low: float, high: float, mark: str) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(1.0, 3.0, "yes"), (-1.0, 3.0, "no: nothing but chance"), (-3.0, -1.0, "no: the opposite")],
+    [
+        (1.0, 3.0, "yes"),
+        (-1.0, 3.0, "no: nothing but chance"),
+        (-3.0, -1.0, "no: the opposite"),
+        (0.0, 0.0, "no: both alike"),
+    ],
 )
 def test_verdicts(low: float, high: float, verdict: str) -> None:
     entrants = [{"name": name, "title": name.upper()} for name in ("a", "b")]

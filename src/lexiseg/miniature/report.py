@@ -112,12 +112,20 @@ def claims(findings: Mapping[str, Any]) -> list[str]:
     lines = ["| claim | of | measured as | difference | shows |", "|---|---|---|---|---|"]
     for claim in findings["claims"]:
         difference = claim["difference"]
-        low = difference["interval"][0]
-        verdict = "no: nothing but chance" if not difference["counts"] else "yes" if low > 0 else "no: the opposite"
+        verdict = shows(difference)
         group = "" if claim["group"] == "all" else f", {claim['group']}"
         pair = f"{titles[claim['better']]} less {titles[claim['worse']]}, {claim['question']}{group}"
         lines.append(f"| {claim['text']} | {claim['source']} | {pair} | {signed(difference)} | {verdict} |")
     return lines
+
+
+def shows(difference: Mapping[str, Any]) -> str:
+    """Whether what is claimed to be better is."""
+    if not any(difference["interval"]):
+        return "no: both alike"
+    if not difference["counts"]:
+        return "no: nothing but chance"
+    return "yes" if difference["value"] > 0 else "no: the opposite"
 
 
 def signed(difference: Mapping[str, Any]) -> str:
