@@ -1,5 +1,5 @@
 """The photos of the tests of evaluation."""
 
-from tests.evaluation.conftest import package
+from tests.evaluation.conftest import colours, package
 
-__all__ = ["package"]
+__all__ = ["colours", "package"]

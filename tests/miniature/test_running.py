@@ -14,7 +14,7 @@ from lexiseg.miniature.questions import QUESTIONS
 from lexiseg.miniature.running import Extent, run
 from lexiseg.miniature.tuning import ENTRANTS
 
-SMALL = Extent(tower_steps=2, generator_steps=2, tuning_share=0.005, seeds=1, judged_photos=1, photos=2, processes=1)
+SMALL = Extent(tower_steps=2, generator_steps=2, tuning_share=0.005, seeds=1, judged_photos=2, photos=2)
 
 
 @pytest.mark.slow

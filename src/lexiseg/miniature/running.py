@@ -137,7 +137,7 @@ class _Competition:
         return all(complete)
 
     def enter(self, entrants: Sequence[Entrant]) -> bool:
-        """Trains entrants from every seed, then asks them. The memory of a training is not that of an answer."""
+        """Trains entrants from every seed, then asks them."""
         parts = [
             (entrant, start) for start in self.starts for entrant in entrants if entrant.trained or start.seed == 0
         ]

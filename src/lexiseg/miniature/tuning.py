@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import statistics
 import time
@@ -291,7 +292,10 @@ def assemble(start: Start, tuned: Path, out: Path, photos: int, generator: Path 
 
 
 def validation_miou(material: Path, generator: Path, tuned: Path, photos: int) -> dict[float, float]:
-    """Weight -> mean over the judges of the mIoU, 0..1. Every photo is read once for all weights."""
+    """Weight -> mean over the judges of the mIoU, 0..1. Every photo is read once for all weights.
+
+    Raises ValueError where so few photos of a judge show none of its classes: a choice by nothing is none.
+    """
     pair: dict[str, Any] = {"alpha": WEIGHT, "beta": WEIGHT, "canvas": CANVAS, "outputs": OUTPUTS}
     composed = Segmenter.compose(generator, tuned, "cpu", **pair).model
     system, fuse = ReadOnce(composed.system), composed.system.fuse
@@ -307,6 +311,8 @@ def validation_miou(material: Path, generator: Path, tuned: Path, photos: int) -
                 segmenter, package, split="val", limit=photos, measures=("miou",), device="cpu", progress=False
             )
             assert answer.semantic is not None
+            if math.isnan(answer.semantic.miou["gt"]):
+                raise ValueError(f"{package.name}: {photos} of its validation photos show no class; judge by more")
             found.append(answer.semantic.miou["gt"])
         means[weight] = statistics.fmean(found)
     return means
