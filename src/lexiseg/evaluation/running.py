@@ -329,7 +329,9 @@ def _bar(total: int, what: str, shown: bool) -> tqdm[Any]:
 
 
 def _move_to(bar: tqdm[Any], place: float) -> None:
-    bar.update(min(place, bar.total or 0) - bar.n)
+    more = min(place, bar.total or 0) - bar.n
+    if more > 0:  # else the bar would be drawn again, a line of a log each time
+        bar.update(more)
 
 
 def _default_split(data: LabelledPhotos) -> str:
