@@ -138,6 +138,7 @@ def test_cityscapes_groups(source: Path, tmp_path: Path) -> None:
     assert values(package.photo(id).regions) == [1, 3, 4, 5, 2, 0]
     assert package.photo(id).image.shape == (40, 60, 3)
     assert sum(package.is_thing) == 8
+    assert package.measures == ("miou", "pq", "ap") and package.instance_rules == "cityscapes"
 
 
 def test_coco_instances(source: Path, tmp_path: Path) -> None:

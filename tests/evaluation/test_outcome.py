@@ -180,6 +180,20 @@ def test_all_measures_from_one_look(colours: Path) -> None:
     assert alone.panoptic == result.panoptic
 
 
+def test_instances_by_the_rules_of_cityscapes(colours: Path) -> None:
+    description = json.loads((colours / "dataset.json").read_text())
+    (colours / "dataset.json").write_text(json.dumps(description | {"instance_rules": "cityscapes"}))
+    model = candidate_of(Segmenter(colour_model(), device="cpu"))
+    result = run(colours, model, measures=["ap"])
+    assert set(result.instances.numbers) == {"AP", "AP50"}
+    assert 0 < result.instances.numbers["AP"] <= result.instances.numbers["AP50"] < 1
+    assert math.isnan(result.classes[2].ap)  # stuff
+    assert "| AP50 |" in result.to_markdown()
+    (colours / "dataset.json").write_text(json.dumps(description | {"instance_rules": "own"}))
+    with pytest.raises(ValueError, match="instance_rules 'own'; give coco or cityscapes"):
+        LabelledPhotos(colours)
+
+
 def test_mask_accuracy(colours: Path) -> None:
     model = candidate_of(Segmenter(colour_model(), device="cpu"))
     regions = run(colours, model, given_masks="regions")

@@ -66,6 +66,7 @@ def cityscapes(source: Source) -> Layout:
         image_suffix=".png",
         is_thing=tuple(kind >= FIRST_THING for kind in KINDS),
         has_segments=True,
+        instance_rules="cityscapes",
     )
 
 

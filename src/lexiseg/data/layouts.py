@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lexiseg.data.packages import InstanceRules
 from lexiseg.data.sources import Source, SourceError
 
 MAX_PIXELS = 200_000_000
@@ -93,6 +94,8 @@ class Layout:
     """The class of each of `words`, where there are more words than classes."""
     has_segments: bool = False
     has_instances: bool = False
+    instance_rules: InstanceRules = "coco"
+    """By which AP is measured."""
     remarks: tuple[str, ...] = ()
     """What is not as it should be, but does not stop the work."""
 

@@ -6,7 +6,7 @@
 <name>/segments.json       id -> [[region, class, iscrowd], ...]                        (optional)
 <name>/instances.json      id -> [{"class", "area", "iscrowd", "rle"}, ...]             (optional)
 <name>/dataset.json        classes, ignore, splits; optional: isthing, words (phrases to ask for instead of the names
-                           of the classes), word_class (the class of each of them), measures, remarks
+                           of the classes), word_class (the class of each of them), measures, instance_rules, remarks
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+InstanceRules = Literal["coco", "cityscapes"]
+"""By which average precision is measured."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ class LabelledPhotos:
         )
         self.word_class: tuple[int, ...] = tuple(description.get("word_class", range(len(self.classes))))
         self._measures = description.get("measures")
+        self.instance_rules: InstanceRules = description.get("instance_rules", "coco")
+        if self.instance_rules not in get_args(InstanceRules):
+            known = " or ".join(get_args(InstanceRules))
+            raise ValueError(f"{self.path}: dataset.json asks for instance_rules {self.instance_rules!r}; give {known}")
         self.remarks: tuple[str, ...] = tuple(description.get("remarks", ()))
         if len(self.words) != len(self.word_class) or set(self.word_class) - set(range(len(self.classes))):
             raise ValueError(f"{self.path}: dataset.json has {len(self.words)} words that do not fit its classes")

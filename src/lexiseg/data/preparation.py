@@ -152,6 +152,8 @@ def _write(
         description["segments"] = "numbers of segments.json"
     if layout.has_instances:
         description["instances"] = "instances.json"
+    if layout.instance_rules != "coco":
+        description["instance_rules"] = layout.instance_rules
     _check_files(folder, layout, kept)
     _write_json(folder / "dataset.json", description)
     (folder / JOURNAL).unlink()

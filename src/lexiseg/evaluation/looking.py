@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lexiseg.data.packages import LabelledPhoto, LabelledPhotos
 from lexiseg.evaluation.candidates import Candidate
-from lexiseg.evaluation.records import PhotoRecord, pack_outcome, sparse, sparse_columns
+from lexiseg.evaluation.records import PhotoRecord, pack_cityscapes, pack_outcome, sparse, sparse_columns
 from lexiseg.metrics.boundary import boundary_confusion
+from lexiseg.metrics.cityscapes_instances import match_cityscapes
 from lexiseg.metrics.instances import ScoredInstance, TrueInstance, encode_mask, match_instances
 from lexiseg.metrics.mask_accuracy import class_masks, mask_confusion
 from lexiseg.metrics.panoptic import PanopticSegment, count_segments
@@ -92,11 +93,18 @@ def _segmented(
     detections = outcomes.get("instance")
     if detections is not None:
         assert isinstance(detections, InstanceMasks)
-        scored = [
-            ScoredInstance(int(look.word_class[segment.class_index]), segment.score, encode_mask(mask.numpy()))
+        found_things = [
+            (int(look.word_class[segment.class_index]), segment.score, mask.numpy())
             for mask, segment in zip(detections.masks, detections.segments, strict=True)
         ]
-        instances = pack_outcome(match_instances(scored, true_instances(data, photo), classes))
+        if data.instance_rules == "cityscapes":
+            things = [index for index, flag in enumerate(data.is_thing or ()) if flag]
+            instances = pack_cityscapes(
+                match_cityscapes(found_things, photo.regions, true_segments(data, photo), things)
+            )
+        else:
+            scored = [ScoredInstance(index, score, encode_mask(mask)) for index, score, mask in found_things]
+            instances = pack_outcome(match_instances(scored, true_instances(data, photo), classes))
     memory, gpu_memory = peak_memory_mb(candidate.device)
     return PhotoRecord(photo.id, seconds, first, memory, gpu_memory, pixels, confidence, rims, segments, instances)
 

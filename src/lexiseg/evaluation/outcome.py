@@ -26,10 +26,12 @@ from lexiseg.evaluation.records import (
     add_sparse_columns,
     sparse,
     sparse_class_counts,
+    unpack_cityscapes,
     unpack_outcome,
 )
 from lexiseg.metrics.bootstrap import drawn_times, interval
 from lexiseg.metrics.boundary import boundary_iou
+from lexiseg.metrics.cityscapes_instances import cityscapes_average_precision
 from lexiseg.metrics.instances import AveragePrecision, average_precision
 from lexiseg.metrics.mask_accuracy import MaskAccuracy, mask_accuracy
 from lexiseg.metrics.panoptic import PanopticQuality, Quality, panoptic_quality, resampled_pq
@@ -270,9 +272,12 @@ class Evaluation:
         if self.instances is not None:
             numbers = self.instances.numbers
             rows.append(("AP (masks)", _shown(numbers["AP"]), shown.get("ap", "")))
-            rows.append(("AP50 / AP75", _joined((numbers["AP50"], numbers["AP75"])), ""))
-            sizes = (numbers["APs"], numbers["APm"], numbers["APl"])
-            rows.append(("AP small / medium / large", _joined(sizes), ""))
+            if "AP75" in numbers:
+                rows.append(("AP50 / AP75", _joined((numbers["AP50"], numbers["AP75"])), ""))
+                sizes = (numbers["APs"], numbers["APm"], numbers["APl"])
+                rows.append(("AP small / medium / large", _joined(sizes), ""))
+            else:
+                rows.append(("AP50", _shown(numbers["AP50"]), ""))
         if self.masks is not None:
             value = f"{_shown(self.masks.mean)} (95 %: {_range(self.masks_interval)})"
             of_classes = shown.get("mask_acc", "") if self.given_masks == "classes" else ""
@@ -355,7 +360,11 @@ def evaluation_of(records: Sequence[PhotoRecord], data: LabelledPhotos, plan: Pl
         parts |= {"panoptic": quality, "pq_interval": interval(resampled_pq(segments, times))}
         _note(of_class, "pq", [entry.pq if entry.classes else math.nan for entry in quality.per_class])
     if "ap" in plan.look.measures:
-        found = average_precision([unpack_outcome(record.instances or ()) for record in records], number)
+        fared = [record.instances or () for record in records]
+        if data.instance_rules == "cityscapes":
+            found = cityscapes_average_precision([unpack_cityscapes(one) for one in fared], number)
+        else:
+            found = average_precision([unpack_outcome(one) for one in fared], number)
         parts["instances"] = found
         _note(of_class, "ap", found.per_class)
     if "masks" in plan.look.measures:

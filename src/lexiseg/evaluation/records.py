@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lexiseg.metrics.cityscapes_instances import CityscapesOutcome, ClassOutcome
 from lexiseg.metrics.instances import Outcome
 
 
@@ -45,7 +46,7 @@ class PhotoRecord:
     segments: list[list[int]] | None = None
     """Counts of panoptic quality of the classes that occur: [class, ...]."""
     instances: list[dict[str, Any]] | None = None
-    """How detections fared; see `pack_outcome`."""
+    """How detections fared; see `pack_outcome` and, for the rules of Cityscapes, `pack_cityscapes`."""
     masks: list[list[int]] | None = None
     """Confusion of given masks, likewise: [predicted, true, count]."""
 
@@ -122,6 +123,36 @@ def unpack_outcome(entries: Sequence[Mapping[str, Any]]) -> Outcome:
             "dtIgnore": _unpacked(entry["ignored"], shape),
             "gtIgnore": _unpacked(entry["truth_ignored"], (entry["truth"],)),
         }
+    return outcome
+
+
+def pack_cityscapes(outcome: CityscapesOutcome) -> list[dict[str, Any]]:
+    """One entry per class; truth values as hexadecimal bits."""
+    return [
+        {
+            "class": index,
+            "scores": fared.scores.tolist(),
+            "found": _bits(fared.found),
+            "wrong": _bits(fared.wrong),
+            "missed": list(fared.missed),
+            "objects": fared.objects,
+        }
+        for index, fared in outcome.items()
+    ]
+
+
+def unpack_cityscapes(entries: Sequence[Mapping[str, Any]]) -> CityscapesOutcome:
+    """The inverse of `pack_cityscapes`."""
+    outcome: dict[int, ClassOutcome] = {}
+    for entry in entries:
+        shape = (len(entry["missed"]), len(entry["scores"]))
+        outcome[entry["class"]] = ClassOutcome(
+            np.array(entry["scores"], np.float64),
+            _unpacked(entry["found"], shape),
+            _unpacked(entry["wrong"], shape),
+            tuple(entry["missed"]),
+            entry["objects"],
+        )
     return outcome
 
 

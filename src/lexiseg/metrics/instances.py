@@ -63,7 +63,7 @@ class AveragePrecision:
     """The result over a data set, in 0..1; NaN where the truth has no such object."""
 
     numbers: Mapping[str, float]
-    """By the names of `NUMBERS`."""
+    """By the names of `NUMBERS`; by the rules of Cityscapes AP and AP50 alone."""
     per_class: tuple[float, ...]
     """AP of the K classes."""
 
