@@ -63,6 +63,10 @@ class Candidate:
         """Of all that is made for it."""
         return out / COMBINED / f"{self.name}-{start.seed}"
 
+    def is_tried(self, start: Start, out: Path) -> bool:
+        """Whether all that is made for it is there."""
+        return (self.folder(start, out) / TRIED).is_file()
+
     def classifier(self, start: Start, out: Path) -> Path:
         """The folder of what judges; trunks are mixed on first use."""
         tuned = tuned_model(self.tuned, start, out)
@@ -138,14 +142,19 @@ def best_candidate(entrants: Sequence[Entrant], out: Path, seeds: int) -> Candid
 
 def try_adapter(below: Candidate, start: Start, out: Path, photos: int) -> bool:
     """Mask-Adapter on a candidate, likewise; whether its training is complete."""
-    candidate = replace(below, name=ADAPTED)
-    adapted = candidate.folder(start, out) / MODEL
-    if not (adapted / SETTINGS_FILE).is_file() and not tune_mask_adapter(
-        start, adapted.parent, below.classifier(start, out)
+    candidate = adapted(below)
+    tuned = candidate.folder(start, out) / MODEL
+    if not (tuned / SETTINGS_FILE).is_file() and not tune_mask_adapter(
+        start, tuned.parent, below.classifier(start, out)
     ):
         return False
-    measure(candidate, adapted, start, out, photos)
+    measure(candidate, tuned, start, out, photos)
     return True
+
+
+def adapted(below: Candidate) -> Candidate:
+    """The same with an adapter on it."""
+    return replace(below, name=ADAPTED)
 
 
 def validated(name: str, out: Path, seeds: int) -> list[float]:

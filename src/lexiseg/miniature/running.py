@@ -34,6 +34,7 @@ from lexiseg.miniature.report import report
 from lexiseg.miniature.tuning import (
     ENTRANTS,
     MODEL,
+    TRIED,
     Entrant,
     Start,
     assemble,
@@ -126,12 +127,16 @@ class _Competition:
     questions: tuple[Question, ...]
     starts: Sequence[Start]
 
-    def side_by_side(self, parts: Sequence[Work]) -> bool:
-        """Runs parts that do not need each other, each in a process of its own; whether all are complete."""
+    def side_by_side(self, parts: Sequence[Work], parts_per_process: int | None = 1) -> bool:
+        """Runs parts that do not need each other; whether all are complete.
+
+        parts_per_process: trainings each have a process of their own, in which nothing was before; None is as many as
+        there are.
+        """
         threads = max(1, torch.get_num_threads() // self.extent.processes)
         fresh = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(
-            self.extent.processes, fresh, torch.set_num_threads, (threads,), max_tasks_per_child=1
+            self.extent.processes, fresh, torch.set_num_threads, (threads,), max_tasks_per_child=parts_per_process
         ) as pool:
             complete = [bool(done) for done in pool.map(_run, parts)]
         return all(complete)
@@ -142,12 +147,17 @@ class _Competition:
             (entrant, start) for start in self.starts for entrant in entrants if entrant.trained or start.seed == 0
         ]
         return self.side_by_side(
-            [partial(made, entrant, start, self.out, self.extent) for entrant, start in parts]
+            [
+                partial(made, entrant, start, self.out, self.extent)
+                for entrant, start in parts
+                if not is_made(entrant, start, self.out)
+            ]
         ) and self.side_by_side(
             [
                 partial(_answer, entrant, start, self.data, self.out, self.extent, self.questions)
                 for entrant, start in parts
-            ]
+            ],
+            parts_per_process=None,
         )
 
     def combine(self) -> bool:
@@ -157,6 +167,7 @@ class _Competition:
             partial(combining.try_candidate, candidate, start, self.out, photos)
             for start in self.starts
             for candidate in combining.CANDIDATES
+            if not candidate.is_tried(start, self.out)
         ]
         if not self.side_by_side(candidates):
             return False
@@ -165,6 +176,7 @@ class _Competition:
         adapters: list[Work] = [
             partial(combining.try_adapter, best, start, self.out, photos)
             for start in (self.starts if best.name != "fcclip" else ())
+            if not combining.adapted(best).is_tried(start, self.out)
         ]
         complete = self.side_by_side(adapters)
         if complete:
@@ -215,6 +227,11 @@ def _answer(
             photos, plan = asked(question, data, extent)
             record(candidate, photos, plan, answer_folder(question, out))
     return True
+
+
+def is_made(entrant: Entrant, start: Start, out: Path) -> bool:
+    """Whether `made` has nothing left to do."""
+    return entrant.ready is None and (measured_folder(entrant.name, start.seed, out).parent / TRIED).is_file()
 
 
 def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | None:
