@@ -60,17 +60,18 @@ def match_cityscapes(
     """
     highest = max((segment.id for segment in truth), default=0)
     areas = np.bincount(regions.ravel(), minlength=highest + 1)
-    covers = [np.bincount(regions[mask], minlength=highest + 1) for _, _, mask in detections]
     outcome: dict[int, ClassOutcome] = {}
     for index in things:
         of_class = [segment for segment in truth if segment.class_index == index and areas[segment.id]]
         needed = [s.id for s in of_class if not s.is_crowd and areas[s.id] >= SMALLEST]
         # What is both a group and small is excused twice over: so counts the evaluation program.
         passed_over = [s.id for s in of_class if s.is_crowd] + [s.id for s in of_class if areas[s.id] < SMALLEST]
-        own = [place for place, (own, _, _) in enumerate(detections) if own == index and covers[place].any()]
+        own = [(score, regions[mask]) for found, score, mask in detections if found == index and mask.any()]
         if needed or own:
-            covered = np.stack([covers[place] for place in own]) if own else np.zeros((0, highest + 1), np.int64)
-            scores = np.array([detections[place][1] for place in own], np.float64)
+            covered = np.zeros((len(own), highest + 1), np.int64)
+            for row, (_, ids) in zip(covered, own, strict=True):
+                row[:] = np.bincount(ids, minlength=highest + 1)
+            scores = np.array([score for score, _ in own], np.float64)
             outcome[index] = _of_class(scores, covered, areas, needed, passed_over)
     return outcome
 

@@ -28,6 +28,7 @@ from lexiseg.miniature.tuning import (
     Entrant,
     Start,
     assemble,
+    is_assembled,
     measured_folder,
     training_folder,
     tune_mask_adapter,
@@ -65,7 +66,7 @@ class Candidate:
 
     def is_tried(self, start: Start, out: Path) -> bool:
         """Whether all that is made for it is there."""
-        return (self.folder(start, out) / TRIED).is_file()
+        return is_assembled(self.folder(start, out))
 
     def classifier(self, start: Start, out: Path) -> Path:
         """The folder of what judges; trunks are mixed on first use."""
@@ -195,7 +196,7 @@ def take_chosen(start: Start, out: Path) -> Path:
     """The chosen model of this seed or, where there is one only, of the first, as the one that is measured."""
     chosen = json.loads((out / CHOICE).read_text(encoding="utf-8"))["chosen"]
     folders = (out / place / f"{chosen}-{seed}" for seed in (start.seed, 0) for place in (COMBINED, ASSEMBLED))
-    found = next(folder for folder in folders if (folder / TRIED).is_file())
+    found = next(folder for folder in folders if is_assembled(folder))
     measured = measured_folder(LEXISEG_MINI.name, start.seed, out)
     shutil.copytree(found / found.name, measured, dirs_exist_ok=True)
     return measured

@@ -34,10 +34,10 @@ from lexiseg.miniature.report import report
 from lexiseg.miniature.tuning import (
     ENTRANTS,
     MODEL,
-    TRIED,
     Entrant,
     Start,
     assemble,
+    is_assembled,
     measured_folder,
     mined,
     shared_transformer,
@@ -231,7 +231,7 @@ def _answer(
 
 def is_made(entrant: Entrant, start: Start, out: Path) -> bool:
     """Whether `made` has nothing left to do."""
-    return entrant.ready is None and (measured_folder(entrant.name, start.seed, out).parent / TRIED).is_file()
+    return entrant.ready is None and is_assembled(measured_folder(entrant.name, start.seed, out).parent)
 
 
 def made(entrant: Entrant, start: Start, out: Path, extent: Extent) -> Path | None:

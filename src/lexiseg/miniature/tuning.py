@@ -279,16 +279,20 @@ def assemble(start: Start, tuned: Path, out: Path, photos: int, generator: Path 
     With given masks it does not matter.
     """
     drawn = start.base if generator is None else generator
-    tried = out / TRIED
-    if not tried.is_file():
+    if not is_assembled(out):
         means = validation_miou(start.material, drawn, tuned, photos) if photos else {}
         chosen = max(means, key=means.__getitem__, default=WEIGHT)
         pair: dict[str, Any] = {"alpha": chosen, "beta": chosen, "canvas": CANVAS, "outputs": OUTPUTS}
         compose_folder(out / out.name, drawn, tuned, **pair)
         shown = {str(weight): round(100 * mean, 2) for weight, mean in means.items()}
-        with replacing(tried) as temporary:
+        with replacing(out / TRIED) as temporary:
             temporary.write_text(json.dumps({"weight": chosen, "validation mIoU": shown}) + "\n", encoding="utf-8")
     return out / out.name
+
+
+def is_assembled(out: Path) -> bool:
+    """Whether `assemble` has done its work in this folder: what was tried is written last."""
+    return (out / TRIED).is_file()
 
 
 def validation_miou(material: Path, generator: Path, tuned: Path, photos: int) -> dict[float, float]:
